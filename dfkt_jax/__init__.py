@@ -1,0 +1,1 @@
+"""Data-free knowledge transfer in JAX."""
