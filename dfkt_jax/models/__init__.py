@@ -1,0 +1,88 @@
+"""Architectures by name."""
+
+from collections.abc import Callable, Mapping
+import difflib
+from functools import partial
+
+from flax import linen as nn
+
+from dfkt_jax.errors import UsageError
+from dfkt_jax.models.ccexam import DigitNet
+from dfkt_jax.models.convnet import ConvNet
+from dfkt_jax.models.generator import Generator
+from dfkt_jax.models.lenet import LeNet5
+from dfkt_jax.models.resnet import ResNet
+from dfkt_jax.models.vgg import VGG
+from dfkt_jax.models.wide_resnet import WideResNet
+
+__all__ = ["ARCHS", "Generator", "build"]
+
+
+def _cifar_resnet(depth: int) -> Callable[..., nn.Module]:
+  n = (depth - 2) // 6
+  return partial(ResNet, depths=(n,) * 3, width=16, shortcut="pad")
+
+
+def _resnet(*depths: int) -> Callable[..., nn.Module]:
+  return partial(ResNet, depths=depths, width=64, shortcut="projection")
+
+
+ARCHS: Mapping[str, Callable[..., nn.Module]] = {
+  "lenet5": LeNet5,
+  "lenet5-half": partial(LeNet5, widths=(3, 8, 60, 42)),
+  "resnet20": _cifar_resnet(20),
+  "resnet32": _cifar_resnet(32),
+  "resnet44": _cifar_resnet(44),
+  "resnet56": _cifar_resnet(56),
+  "resnet18": _resnet(2, 2, 2, 2),
+  "resnet34": _resnet(3, 4, 6, 3),
+  "wrn-16-1": partial(WideResNet, depth=16, widen=1),
+  "wrn-16-2": partial(WideResNet, depth=16, widen=2),
+  "wrn-40-1": partial(WideResNet, depth=40, widen=1),
+  "wrn-40-2": partial(WideResNet, depth=40, widen=2),
+  "vgg8": partial(VGG, depths=(1, 1, 1, 1, 1)),
+  "vgg11": partial(VGG, depths=(1, 1, 2, 2, 2)),
+  "vgg13": partial(VGG, depths=(2, 2, 2, 2, 2)),
+  "convnet": partial(ConvNet, widths=(32, 64, 128)),
+  "convnet-half": partial(ConvNet, widths=(16, 32, 64)),
+  "ccexam-mnist": partial(
+    DigitNet, blocks=((32,), (64,)), hidden=128, norm=False, dropout=0.0
+  ),
+  "ccexam-usps": partial(DigitNet, blocks=((32,), (64,)), hidden=128),
+  "ccexam-svhn": partial(
+    DigitNet, blocks=((32, 32), (64, 64), (128, 128)), hidden=256
+  ),
+}
+
+
+def build(arch: str, classes: int) -> nn.Module:
+  """The linen module of an architecture.
+
+  It is called as `module(x, train)` with normalised f32[batch, height, width,
+  channels] and answers f32[batch, classes].
+
+  Raises:
+    UsageError: no architecture has that name.
+  """
+  if arch in ARCHS:
+    return ARCHS[arch](classes=classes)
+  if arch.startswith("wrn-"):
+    module = _any_wrn(arch, classes)
+    if module is not None:
+      return module
+  close = difflib.get_close_matches(arch, ARCHS, n=1)
+  hint = f"did you mean {close[0]!r}? " if close else ""
+  raise UsageError(
+    f"architecture {arch!r} is unknown; {hint}expected one of"
+    f" {', '.join(ARCHS)} or wrn-DEPTH-WIDEN (see 'dfkt list archs')"
+  )
+
+
+def _any_wrn(arch, classes):
+  parts = arch.split("-")[1:]
+  if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    return None
+  depth, widen = map(int, parts)
+  if depth < 10 or (depth - 4) % 6 or widen < 1:
+    return None
+  return WideResNet(classes=classes, depth=depth, widen=widen)

@@ -1,0 +1,128 @@
+"""Generators: noise in, images in [0, 1] out.
+
+The small generator of the data-free literature (Yin et al. 2021, CMI, and what
+followed): a linear layer, then [upsample, 3x3 convolution, BatchNorm, LeakyReLU
+0.2] twice, a convolution and a sigmoid. BatchNorm always uses the statistics of
+the batch, in training and in sampling, so a generator has no running ones.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dfkt_jax import parallel
+from dfkt_jax.models.layers import upsample
+
+# The released generators draw every weight from N(0, 0.02).
+weight_init = nn.initializers.normal(0.02)
+
+
+def _scale_init(key, shape, dtype=jnp.float32):
+  return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+class Generator(nn.Module):
+  """f32[batch, latent] -> f32[batch, *shape] in [0, 1].
+
+  Height and width are multiples of `2 ** (len(widths) - 1)`. `widths[0]` is the
+  width of the map the linear layer makes; each further one an upsampling.
+  """
+
+  shape: tuple[int, int, int]
+  widths: tuple[int, ...] = (128, 128, 64)
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, z):
+    height, width, channels = self.shape
+    factor = 2 ** (len(self.widths) - 1)
+    if height % factor or width % factor:
+      raise ValueError(
+        f"a generator with {len(self.widths) - 1} upsamplings makes images"
+        f" whose sides are multiples of {factor}, not {height} x {width}"
+      )
+    small = (height // factor, width // factor, self.widths[0])
+    x = nn.Dense(
+      small[0] * small[1] * small[2],
+      kernel_init=weight_init,
+      dtype=self.dtype,
+      name="linear",
+    )(z)
+    x = self._norm("bn0")(x.reshape(z.shape[0], *small))
+    for index, width in enumerate(self.widths[1:], 1):
+      x = self._conv(width, f"conv{index}")(upsample(x))
+      x = nn.leaky_relu(self._norm(f"bn{index}")(x), 0.2)
+    x = self._conv(channels, "conv_out", bias=True)(x)
+    return nn.sigmoid(x.astype(jnp.float32))
+
+  def _conv(self, width, name, bias=False):
+    return nn.Conv(
+      width,
+      (3, 3),
+      padding=1,
+      use_bias=bias,
+      kernel_init=weight_init,
+      dtype=self.dtype,
+      name=name,
+    )
+
+  def _norm(self, name):
+    return BatchStatisticsNorm(dtype=self.dtype, name=name)
+
+
+class BatchStatisticsNorm(nn.Module):
+  """BatchNorm that only ever uses the batch's own mean and variance."""
+
+  epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    width = x.shape[-1]
+    scale = self.param("scale", _scale_init, (width,))
+    bias = self.param("bias", nn.initializers.zeros, (width,))
+    x32 = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = x32.mean(axes)
+    var = jnp.square(x32 - mean[(None,) * (x.ndim - 1)]).mean(axes)
+    gain = scale * jax.lax.rsqrt(var + self.epsilon)
+    shift = bias - mean * gain
+    full = (None,) * (x.ndim - 1)
+    return (x32 * gain[full] + shift[full]).astype(self.dtype)
+
+
+@struct.dataclass
+class GeneratorNetwork:
+  """A generator as one pytree: parameters are leaves, all else is static."""
+
+  params: Any
+  module: Generator = struct.field(pytree_node=False)
+  latent: int = struct.field(pytree_node=False)
+
+
+def init(
+  key: jax.Array,
+  shape: tuple[int, int, int],
+  widths: tuple[int, ...],
+  latent: int,
+) -> GeneratorNetwork:
+  """A fresh generator of images of `shape`: (height, width, channels)."""
+  module = Generator(shape, widths)
+  variables = module.init(key, jnp.zeros((2, latent)))
+  return GeneratorNetwork(variables["params"], module, latent)
+
+
+def generate(network: GeneratorNetwork, z: jax.Array) -> jax.Array:
+  """f32[batch, latent] -> f32[batch, height, width, channels] in [0, 1]."""
+  return network.module.apply({"params": network.params}, z)  # type: ignore
+
+
+def sample(
+  key: jax.Array, network: GeneratorNetwork, batch_size: int
+) -> jax.Array:
+  """Images of `batch_size` draws of unit Gaussian noise."""
+  z = jax.random.normal(key, (batch_size, network.latent))
+  return generate(network, parallel.split(z))

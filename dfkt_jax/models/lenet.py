@@ -1,0 +1,37 @@
+"""LeNet-5 and LeNet-5-half, as the data-free literature uses them.
+
+LeCun et al., "Gradient-based learning applied to document recognition", 1998,
+with ReLU and max pooling. The half network halves every hidden width (Nayak et
+al., ICML 2019). No BatchNorm. 28x28 inputs are padded to the original 32x32.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from dfkt_jax.models.layers import conv, feature, head, max_pool
+
+
+class LeNet5(nn.Module):
+  """f32[batch, 28 or 32, same, channels] -> f32[batch, classes]."""
+
+  classes: int
+  widths: tuple[int, int, int, int] = (6, 16, 120, 84)
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    c1, c2, c3, f1 = self.widths
+    padding = (32 - x.shape[1]) // 2
+    make = lambda width, name, padding=0: conv(
+      width, 5, name=name, bias=True, padding=padding, dtype=self.dtype
+    )
+    x = max_pool(nn.relu(make(c1, "conv1", padding)(x)))
+    feature(self, "stage1", x)
+    x = max_pool(nn.relu(make(c2, "conv2")(x)))
+    feature(self, "stage2", x)
+    x = nn.relu(make(c3, "conv3")(x)).reshape(x.shape[0], -1)
+    feature(self, "stage3", x)
+    x = nn.relu(nn.Dense(f1, dtype=self.dtype, name="fc1")(x))
+    return head(self, x, self.classes, name="fc2")

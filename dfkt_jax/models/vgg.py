@@ -1,0 +1,36 @@
+"""VGG with BatchNorm for 32 and 64 pixel images, one linear layer at the end.
+
+Simonyan & Zisserman, ICLR 2015, in the form the data-free literature uses: five
+blocks, max pooling after the first three (after the fourth too at 64 pixels),
+global average pooling at the end. Convolutions have a bias before BatchNorm.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from dfkt_jax.models.layers import batch_norm, conv, feature, head, max_pool
+
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+  """f32[batch, 32 or 64, same, channels] -> f32[batch, classes]."""
+
+  classes: int
+  depths: tuple[int, int, int, int, int]
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    pooled_blocks = (0, 1, 2, 3) if x.shape[1] == 64 else (0, 1, 2)
+    for block, (width, depth) in enumerate(zip(WIDTHS, self.depths)):
+      for index in range(depth):
+        name = f"block{block}_{index}"
+        x = conv(width, name=f"{name}_conv", bias=True, dtype=self.dtype)(x)
+        x = nn.relu(batch_norm(train, name=f"{name}_bn", dtype=self.dtype)(x))
+      feature(self, f"stage{block + 1}", x)
+      if block in pooled_blocks:
+        x = max_pool(x)
+    return head(self, x.mean((1, 2)), self.classes, name="classifier")

@@ -1,0 +1,188 @@
+"""A trained network as one pytree: variables are leaves, all else is static.
+
+At every function of this module images are f32[batch, height, width, channels]
+in [0, 1]; the network's own normalisation happens inside. A network travels
+through `jit` as an argument, so its weights are never compiled into a program.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dfkt_jax.models.norm import BatchNorm
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+  """What a network takes, and how many classes it tells apart (hashable).
+
+  `mean` and `std` are per channel, of images in [0, 1]. `class_names` is empty
+  or holds `classes` names in the order of the logits.
+  """
+
+  height: int
+  width: int
+  channels: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  classes: int
+  class_names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for name in ("mean", "std"):
+      values = getattr(self, name)
+      if len(values) != self.channels:
+        raise ValueError(
+          f"InputSpec.{name} has {len(values)} values for"
+          f" {self.channels} channels"
+        )
+    if self.class_names and len(self.class_names) != self.classes:
+      raise ValueError(
+        f"InputSpec has {len(self.class_names)} class_names for"
+        f" {self.classes} classes"
+      )
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(height, width, channels)."""
+    return (self.height, self.width, self.channels)
+
+  def normalise(self, images: jax.Array) -> jax.Array:
+    """[0, 1] to what the network was trained on."""
+    mean, std = self._moments(images.ndim)
+    return (images - mean) / std
+
+  def denormalise(self, x: jax.Array) -> jax.Array:
+    """The inverse of `normalise`."""
+    mean, std = self._moments(x.ndim)
+    return x * std + mean
+
+  def _moments(self, ndim):
+    shape = (1,) * (ndim - 1) + (self.channels,)
+    return (
+      jnp.asarray(self.mean, jnp.float32).reshape(shape),
+      jnp.asarray(self.std, jnp.float32).reshape(shape),
+    )
+
+
+@struct.dataclass
+class Network:
+  """`variables`: {"params": ...} and, with BatchNorm, {"batch_stats": ...}."""
+
+  variables: dict[str, PyTree]
+  module: nn.Module = struct.field(pytree_node=False)
+  spec: InputSpec = struct.field(pytree_node=False)
+
+  @property
+  def batch_stats(self) -> dict:
+    """Running mean and variance of every BatchNorm; {} without BatchNorm."""
+    return self.variables.get("batch_stats", {})
+
+  @property
+  def params(self) -> dict:
+    """What is trained."""
+    return self.variables["params"]
+
+  def with_params(self, params: PyTree) -> "Network":
+    """The same network with other parameters."""
+    variables = {**self.variables, "params": params}
+    return dataclasses.replace(self, variables=variables)
+
+
+def init(key: jax.Array, module: nn.Module, spec: InputSpec) -> Network:
+  """A network with freshly drawn parameters."""
+  x = jnp.zeros((1, *spec.shape), jnp.float32)
+  variables = module.init(key, x, train=False)
+  kept = {k: v for k, v in variables.items() if k in ("params", "batch_stats")}
+  return Network(kept, module, spec)
+
+
+def logits(network: Network, images: jax.Array) -> jax.Array:
+  """f32[batch, classes], BatchNorm on its running statistics."""
+  x = network.spec.normalise(images)
+  return network.module.apply(network.variables, x, train=False)  # type: ignore
+
+
+def features(
+  network: Network, images: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Logits, and the intermediates the module names.
+
+  Every module of ours names "penultimate", f32[batch, width]: what its last
+  linear layer is given.
+  """
+  out, taps = _apply(network, images, "features")
+  return out, taps
+
+
+def statistics(network: Network, images: jax.Array) -> tuple[jax.Array, dict]:
+  """Logits, and mean and (biased) variance of every BatchNorm's input.
+
+  BatchNorm runs on its running statistics, as in `logits`. The second has the
+  tree structure of `network.batch_stats`, all f32[channels].
+  """
+  out, taps = _apply(network, images, "bn_inputs")
+  return out, taps
+
+
+def train_logits(
+  network: Network, images: jax.Array, key: jax.Array
+) -> tuple[jax.Array, dict]:
+  """Logits with BatchNorm on batch statistics, and the variables to go on with.
+
+  The variables are the network's own with `batch_stats` moved towards the
+  batch. `key` feeds dropout where the module has any.
+  """
+  x = network.spec.normalise(images)
+  out, updated = network.module.apply(
+    network.variables,
+    x,
+    train=True,
+    mutable=["batch_stats"],
+    rngs={"dropout": key},
+  )
+  return out, {**network.variables, **updated}  # type: ignore
+
+
+def batch_norm_paths(network: Network) -> list[tuple[str, ...]]:
+  """Paths into `batch_stats` in the order in which the forward pass uses them.
+
+  A pytree's own order is alphabetical, so the first BatchNorm has to be asked
+  for. Only names are recorded, during an abstract evaluation.
+  """
+  paths = []
+
+  def record(call, args, kwargs, context):
+    if isinstance(context.module, BatchNorm):
+      paths.append(context.module.path)
+    return call(*args, **kwargs)
+
+  x = jax.ShapeDtypeStruct((2, *network.spec.shape), jnp.float32)
+  with nn.intercept_methods(record):
+    jax.eval_shape(
+      lambda v, x: network.module.apply(v, x, train=False),
+      network.variables,
+      x,
+    )
+  return list(dict.fromkeys(paths))
+
+
+def num_parameters(network: Network) -> int:
+  """Trainable scalars; running statistics are not counted."""
+  leaves = jax.tree.leaves(network.params)
+  return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def _apply(network, images, collection) -> tuple[jax.Array, dict]:
+  x = network.spec.normalise(images)
+  out, taps = network.module.apply(
+    network.variables, x, train=False, mutable=[collection]
+  )
+  return out, taps.get(collection, {})  # type: ignore
