@@ -1,0 +1,185 @@
+"""What a teacher file does not say of itself: its input and its classes."""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+from fnmatch import fnmatchcase
+
+from dfkt_jax.errors import UsageError
+from dfkt_jax.network import InputSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """Where a family of teacher files comes from and what it takes.
+
+  Attributes:
+    name: what `--preset` is given.
+    archs: architectures it serves; "wrn-*" stands for every wrn.
+    naming: how the files name their tensors, see `keymap`.
+    specs: one a number of classes; the file's last layer tells which.
+    source: who published the files.
+    licence: of the files, as published.
+  """
+
+  name: str
+  archs: tuple[str, ...]
+  naming: str
+  specs: tuple[InputSpec, ...]
+  source: str
+  licence: str
+
+  def serves(self, arch: str) -> bool:
+    return any(fnmatchcase(arch, pattern) for pattern in self.archs)
+
+  def spec(self, classes: int) -> InputSpec | None:
+    """The input of the network with so many classes, None if there is none."""
+    return next((s for s in self.specs if s.classes == classes), None)
+
+
+DIGITS = tuple("0123456789")
+
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
+bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee clock
+cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
+lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
+orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew
+skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper
+table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+
+CIFAR10 = tuple(_CIFAR10.split())
+CIFAR100 = tuple(_CIFAR100.split())
+
+_CCEXAM = "PyPI ccexam 1.0.0"
+
+_ALL = (
+  Preset(
+    "akamaster-cifar10",
+    archs=("resnet20", "resnet32", "resnet44", "resnet56"),
+    naming="akamaster",
+    specs=(
+      InputSpec(
+        height=32,
+        width=32,
+        channels=3,
+        # ImageNet's statistics; this is what these files were trained with.
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        classes=10,
+        class_names=CIFAR10,
+      ),
+    ),
+    source="github.com/akamaster/pytorch_resnet_cifar10",
+    licence="BSD-2-Clause",
+  ),
+  Preset(
+    "datafree-cifar",
+    archs=("resnet18", "resnet34", "wrn-*", "vgg8", "vgg11", "vgg13"),
+    naming="datafree",
+    specs=(
+      InputSpec(
+        height=32,
+        width=32,
+        channels=3,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        classes=10,
+        class_names=CIFAR10,
+      ),
+      InputSpec(
+        height=32,
+        width=32,
+        channels=3,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+        classes=100,
+        class_names=CIFAR100,
+      ),
+    ),
+    source="github.com/zju-vipa/DataFree",
+    licence="none stated",
+  ),
+  Preset(
+    "ccexam-mnist",
+    archs=("ccexam-mnist",),
+    naming="ccexam",
+    specs=(InputSpec(28, 28, 1, (0.1307,), (0.3081,), 10, DIGITS),),
+    source=_CCEXAM,
+    licence="MIT",
+  ),
+  Preset(
+    "ccexam-usps",
+    archs=("ccexam-usps",),
+    naming="ccexam",
+    specs=(InputSpec(16, 16, 1, (0.2471,), (0.2994,), 10, DIGITS),),
+    source=_CCEXAM,
+    licence="MIT",
+  ),
+  Preset(
+    "ccexam-svhn",
+    archs=("ccexam-svhn",),
+    naming="ccexam",
+    specs=(
+      InputSpec(
+        height=32,
+        width=32,
+        channels=3,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        classes=10,
+        class_names=DIGITS,
+      ),
+    ),
+    source=_CCEXAM,
+    licence="MIT",
+  ),
+)
+
+PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}
+
+
+def serving(arch: str) -> list[str]:
+  """Names of the presets that serve an architecture."""
+  return [preset.name for preset in _ALL if preset.serves(arch)]
+
+
+def find(name: str | None, arch: str) -> Preset:
+  """The preset of that name; without a name, the one named like `arch`.
+
+  Raises:
+    UsageError: there is no such preset, it does not serve `arch`, or it was
+      left out where it has to be given.
+  """
+  if name is None and arch in PRESETS:
+    return PRESETS[arch]
+  names = serving(arch)
+  known = f"expected {' or '.join(names)}" if names else _NONE_SERVES
+  if name is None:
+    raise UsageError(
+      f"--preset is missing: the file does not say what {arch!r} takes as"
+      f" input; {known}."
+    )
+  if name not in PRESETS:
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(
+      f"--preset {name!r} is unknown: {hint}for --arch {arch}, {known}."
+    )
+  if name not in names:
+    raise UsageError(
+      f"--preset {name!r} is for {', '.join(PRESETS[name].archs)}, not for"
+      f" --arch {arch}: {known}."
+    )
+  return PRESETS[name]
+
+
+_NONE_SERVES = (
+  "no preset serves it, so give dfkt_jax.teachers.import_file an InputSpec from"
+  " Python"
+)
