@@ -1,0 +1,62 @@
+"""How far a batch's BatchNorm inputs are from what the teacher was trained on.
+
+`taps` is what `network.statistics` answers and `running` the network's
+`batch_stats`: the same tree of {"mean", "var"} f32[channels]. Each loss is a
+scalar, a sum over layers.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+
+def norm_distances(taps: Mapping, running: Mapping) -> Mapping:
+  """||batch - running||_2 for every mean and every variance, as a tree.
+
+  The norm and not its square (Yin et al., CVPR 2020, equation 4, as released):
+  every layer pulls with a gradient of unit length however far it is.
+  """
+  return jax.tree.map(lambda a, b: _norm(a - b), taps, running)
+
+
+def norm_distance(
+  taps: Mapping,
+  running: Mapping,
+  first_layer: tuple[str, ...] = (),
+  first_layer_weight: float = 1.0,
+) -> jax.Array:
+  """Sum of `norm_distances`, the layer at path `first_layer` weighted."""
+  distances = norm_distances(taps, running)
+  total = jax.tree.reduce(jnp.add, distances)
+  if first_layer and first_layer_weight != 1.0:
+    first = distances
+    for name in first_layer:
+      first = first[name]
+    total += (first_layer_weight - 1.0) * jax.tree.reduce(jnp.add, first)
+  return total
+
+
+def gaussian_kl(
+  taps: Mapping, running: Mapping, epsilon: float = 1e-5
+) -> jax.Array:
+  """KL(batch || running) of one Gaussian a channel, summed over all channels.
+
+  ((mu - m)^2 + s^2) / (2 v) - log(s / sqrt(v)) - 1/2 with mu, s^2 of the batch
+  and m, v running (Choi et al., CVPRW 2020, equation 6). `epsilon` is added to
+  both variances, as BatchNorm adds it.
+  """
+
+  def layer(batch, running):
+    s2, v = batch["var"] + epsilon, running["var"] + epsilon
+    squared = jnp.square(batch["mean"] - running["mean"])
+    return ((squared + s2) / (2 * v) - 0.5 * jnp.log(s2 / v) - 0.5).sum()
+
+  is_layer = lambda node: "mean" in node and "var" in node
+  terms = jax.tree.map(layer, taps, running, is_leaf=is_layer)
+  return jax.tree.reduce(jnp.add, terms)
+
+
+def _norm(x):
+  # The square root has no gradient at zero.
+  return jnp.sqrt(jnp.sum(jnp.square(x)) + 1e-12)
