@@ -1,0 +1,103 @@
+"""Training on labelled images: teachers, and the student-with-data baseline.
+
+L = CE(N(x), y), labels smoothed where asked (Szegedy et al., CVPR 2016)
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dfkt_jax import augment, parallel
+from dfkt_jax import network as net
+from dfkt_jax.distillation import optimizers
+from dfkt_jax.network import Network
+
+
+class State(NamedTuple):
+  network: Network
+  opt_state: optax.OptState
+
+
+class Info(NamedTuple):
+  cross_entropy: jax.Array
+  accuracy: jax.Array  # of the augmented batch, in [0, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+  """Hyper-parameters; defaults suit CIFAR-sized residual networks."""
+
+  steps: int = 40_000  # optimiser steps in all
+  batch_size: int = 256
+  optimizer: optimizers.Name = "sgd"
+  lr: float = 0.1  # falls to 0 along a cosine over --steps
+  momentum: float = 0.9  # of SGD
+  weight_decay: float = 5e-4  # added to the gradient, as PyTorch does
+  label_smoothing: float = 0.0
+  crop_padding: int = 4  # random crops after zero padding by this many pixels
+  flip: bool = True  # mirror each image half of the time
+
+  def init(self, network: Network) -> State:
+    return State(network, self._optimizer().init(network.params))
+
+  def step(
+    self,
+    key: jax.Array,
+    state: State,
+    step: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+  ) -> tuple[State, Info]:
+    """One optimiser step on batch number `step`.
+
+    `images` u8[n, height, width, channels] and `labels` i32[n] are the whole
+    training set; every epoch goes through it in a new order and drops what does
+    not fill a batch. `key` is the run's, not the step's.
+    """
+    order_key, step_key = jax.random.split(key)
+    index = _batch_index(order_key, step, len(images), self.batch_size)
+    batch = parallel.split(images[index]).astype(jnp.float32) / 255
+    augment_key, dropout_key = jax.random.split(
+      jax.random.fold_in(step_key, step)
+    )
+    batch = augment.crop_and_flip(
+      augment_key, batch, self.crop_padding, self.flip
+    )
+    params = state.network.params
+    gradient, (variables, info) = jax.grad(self._loss, has_aux=True)(
+      params, state.network, batch, labels[index], dropout_key
+    )
+    updates, opt_state = self._optimizer().update(
+      gradient, state.opt_state, params
+    )
+    network = dataclasses.replace(state.network, variables=variables)
+    network = network.with_params(optax.apply_updates(params, updates))
+    return State(network, opt_state), info
+
+  def _loss(self, params, network, images, labels, key):
+    logits, variables = net.train_logits(
+      network.with_params(params), images, key
+    )
+    targets = optax.smooth_labels(
+      jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing
+    )
+    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    accuracy = (logits.argmax(1) == labels).mean()
+    return loss, (variables, Info(loss, accuracy))
+
+  def _optimizer(self):
+    return optimizers.make(
+      self.optimizer, self.lr, self.steps, self.momentum, self.weight_decay
+    )
+
+
+def _batch_index(key, step, count, batch_size):
+  batches = count // batch_size
+  order = jax.random.permutation(
+    jax.random.fold_in(key, step // batches), count
+  )
+  first = step % batches * batch_size
+  return jax.lax.dynamic_slice(order, (first,), (batch_size,))

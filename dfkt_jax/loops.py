@@ -1,0 +1,73 @@
+"""The one place that decides how a loop of steps is compiled.
+
+On accelerators a round is one program and its inner loops are `lax.scan`. On
+CPU they are not: XLA:CPU runs convolutions inside a `while` several times
+slower than outside (`dfkt bench loops` measures it, docs/performance.md has the
+figures), so there each step is a program of its own and Python loops.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+# body(carry, index, *constants) -> (carry, info)
+Body = Callable[..., tuple[PyTree, PyTree]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loops:
+  """How to compile: `rolled` is one program with scans, else one a step."""
+
+  rolled: bool
+
+  @classmethod
+  def for_backend(cls) -> "Loops":
+    return cls(rolled=jax.default_backend() != "cpu")
+
+  def whole(self, function: Callable) -> Callable:
+    """Compiles what contains loops; its first argument is donated."""
+    if self.rolled:
+      return jax.jit(function, donate_argnums=0)
+    return function
+
+  def stage(self, function: Callable, donate: int | None = None) -> Callable:
+    """Compiles a piece between loops."""
+    if self.rolled:
+      return function
+    return jax.jit(function, donate_argnums=() if donate is None else donate)
+
+  def repeat(self, body: Body, count: int) -> Body:
+    """A function that applies `body` for indices start .. start + count - 1.
+
+    Returns f(carry, start, *constants) -> (carry, infos), `infos` with every
+    leaf stacked along a new leading axis of length `count`. The carry is
+    donated.
+    """
+    if self.rolled:
+
+      def rolled(carry, start, *constants):
+        indices = start + jnp.arange(count)
+        step = lambda carry, index: body(carry, index, *constants)
+        return jax.lax.scan(step, carry, indices)
+
+      return rolled
+
+    step = jax.jit(body, donate_argnums=0)
+
+    def unrolled(carry, start, *constants):
+      infos = []
+      for index in range(count):
+        carry, info = step(carry, start + index, *constants)
+        infos.append(info)
+      return carry, _stack(infos)
+
+    return unrolled
+
+
+@jax.jit
+def _stack(infos):
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos)

@@ -1,0 +1,50 @@
+"""What a synthesis method is.
+
+A frozen dataclass of hyper-parameters with three pure methods. It holds no
+arrays, calls no `jit`, prints nothing and reads no file, so it can be jitted,
+vmapped over seeds and resumed.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from dfkt_jax.network import Network
+
+State = Any  # a NamedTuple or flax struct of arrays, checkpointed as it is
+Info = Any  # a NamedTuple of f32 scalars, for the log
+
+
+class Batch(NamedTuple):
+  """What a student learns from."""
+
+  images: jax.Array  # f32[batch, height, width, channels] in [0, 1]
+  labels: jax.Array  # i32[batch]; -1 where the method aims at no class
+
+
+@runtime_checkable
+class Synthesizer(Protocol):
+  """Makes images from a teacher.
+
+  A method may also have
+
+    synthesis_batch_size: int, the images one step works on (else the student's
+      batch size);
+    transfer: the `Transfer` recipe its paper distils with (else the default);
+    restart(key, state, teacher, student) -> State: begins the next batch once
+      a finished one went to the pool (else `init`, which keeps nothing).
+  """
+
+  def init(
+    self, key: jax.Array, teacher: Network, student: Network | None
+  ) -> State: ...
+
+  def step(
+    self,
+    key: jax.Array,
+    state: State,
+    teacher: Network,
+    student: Network | None,
+  ) -> tuple[State, Info]: ...
+
+  def sample(self, key: jax.Array, state: State, batch_size: int) -> Batch: ...

@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkt_jax import parallel
+from dfkt_jax.distillation import pool as pools
+from dfkt_jax.synthesis.contract import Batch
+
+SHAPE = (2, 2, 1)
+
+
+def batch(first, count):
+  values = jnp.arange(first, first + count)
+  images = jnp.broadcast_to(values[:, None, None, None] / 255, (count, *SHAPE))
+  return Batch(images, values.astype(jnp.int32))
+
+
+def held(pool):
+  return sorted(set(np.asarray(pool.labels).tolist()) - {-1})
+
+
+def test_the_oldest_images_go_first():
+  pool = pools.init(10, SHAPE)
+  for first in (0, 4, 8):
+    pool = pools.push(pool, batch(first, 4))
+  assert held(pool) == list(range(2, 12))
+  assert pool.pushed == 12
+  np.testing.assert_array_equal(pool.images[:, 0, 0, 0], pool.labels)
+
+
+def test_draws_come_from_what_is_there_and_keep_labels_with_images():
+  pool = pools.push(pools.init(100, SHAPE), batch(3, 4))
+  drawn = pools.draw(jax.random.key(0), pool, 64)
+  assert set(np.asarray(drawn.labels).tolist()) == {3, 4, 5, 6}
+  pixels = np.round(np.asarray(drawn.images[:, 0, 0, 0]) * 255)
+  np.testing.assert_array_equal(pixels, drawn.labels)
+
+
+def test_latest_are_the_last_pushed():
+  pool = pools.init(6, SHAPE)
+  for first in (0, 4):
+    pool = pools.push(pool, batch(first, 4))
+  np.testing.assert_array_equal(pools.latest(pool, 3).labels, [5, 6, 7])
+
+
+def test_rounding_is_to_8_bits():
+  pixel = 0.3333
+  images = jnp.full((1, *SHAPE), pixel)
+  pool = pools.push(pools.init(1, SHAPE), Batch(images, jnp.array([0])))
+  drawn = pools.draw(jax.random.key(0), pool, 1).images
+  assert np.abs(drawn - pixel).max() <= 0.5 / 255 + 1e-6
+
+
+def test_the_pool_is_split_over_devices():
+  mesh = parallel.make_mesh(8)
+  with jax.set_mesh(mesh):
+    pool = jax.jit(lambda: pools.init(16, SHAPE))()
+    pool = jax.jit(pools.push, donate_argnums=0)(pool, batch(0, 8))
+  assert len(pool.images.sharding.device_set) == 8
+  assert not pool.images.is_fully_replicated
+  assert held(pool) == list(range(8))

@@ -1,0 +1,122 @@
+"""DFQ: its loss by hand, the game it plays, one device and eight."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from dfkt_jax import network as net
+from dfkt_jax import parallel
+from dfkt_jax.errors import UsageError
+from dfkt_jax.losses import classification, statistics
+from dfkt_jax.models import build, generator
+from dfkt_jax.synthesis import dfq
+from dfkt_jax.synthesis.dfq import DFQ
+from tests.networks import spec, tiny
+
+KEY = jax.random.key(7)
+METHOD = DFQ(synthesis_batch_size=32, latent=8, generator_widths=(8, 8, 4))
+
+
+def run(method, steps, teacher, student):
+  state = method.init(KEY, teacher, student)
+  step = jax.jit(method.step)
+  infos = []
+  for index in range(steps):
+    key = jax.random.fold_in(KEY, index)
+    state, info = step(key, state, teacher, student)
+    infos.append(info)
+  return state, infos
+
+
+@pytest.mark.parametrize("method", [METHOD, dfq.PAPER], ids=["port", "paper"])
+def test_loss_terms_are_the_equations(method):
+  method = dataclasses.replace(
+    method, synthesis_batch_size=32, latent=8, generator_widths=(8, 8, 4)
+  )
+  teacher, student = tiny(), tiny(1)
+  state = method.init(KEY, teacher, student)
+  _, info = jax.jit(method.step)(KEY, state, teacher, student)
+
+  images = generator.sample(KEY, state.generator, 32)
+  logits, taps = net.statistics(teacher, images)
+  running = teacher.batch_stats
+  if method.bn_form == "norm":
+    bn = statistics.norm_distance(taps, running)
+    instance = classification.confidence(logits)
+  else:
+    bn = statistics.gaussian_kl(taps, running)
+    instance = classification.entropy(logits)
+  expected = (
+    -classification.kl(logits, net.logits(student, images))
+    + method.bn_weight * bn
+    + method.instance_weight * instance
+    - method.balance_weight * classification.marginal_entropy(logits)
+  )
+  assert info.loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_adversarial_term_is_not_zero_and_grows():
+  # In a released library the student of this term was the teacher itself.
+  method = dataclasses.replace(
+    METHOD, bn_weight=0.0, instance_weight=0.0, balance_weight=0.0
+  )
+  _, infos = run(method, 40, tiny(), tiny(1))
+  assert infos[0].adversarial > 0
+  assert infos[-1].adversarial > 2 * infos[0].adversarial
+
+
+def test_steps_decrease_the_batch_norm_term():
+  method = dataclasses.replace(METHOD, bn_weight=10.0, generator_lr=3e-3)
+  _, infos = run(method, 60, tiny(), tiny(1))
+  assert infos[-1].bn_distance < 0.8 * infos[0].bn_distance
+  assert infos[-1].loss < infos[0].loss
+
+
+def test_balance_makes_the_classes_even():
+  # Without the term a sure generator settles on a few classes.
+  method = dataclasses.replace(METHOD, bn_weight=0.0, generator_lr=3e-3)
+  even, few = (
+    run(dataclasses.replace(method, balance_weight=w), 80, tiny(), tiny(1))[1]
+    for w in (20.0, 0.0)
+  )
+  assert even[-1].marginal_entropy > few[-1].marginal_entropy + 0.3
+
+
+def test_samples_are_fresh_and_aim_at_no_class():
+  state = METHOD.init(KEY, tiny(), tiny(1))
+  one = METHOD.sample(jax.random.key(1), state, 6)
+  other = METHOD.sample(jax.random.key(2), state, 6)
+  assert one.images.shape == (6, 8, 8, 1)
+  assert not np.allclose(one.images, other.images)
+  assert (one.labels == -1).all()
+
+
+def test_refusals():
+  lenet = net.init(KEY, build("lenet5", 10), spec(28))
+  with pytest.raises(UsageError, match="--bn-weight 0"):
+    METHOD.init(KEY, lenet, lenet)
+  with pytest.raises(UsageError, match="--adversarial-weight 0"):
+    METHOD.init(KEY, tiny(), None)
+  alone = dataclasses.replace(METHOD, adversarial_weight=0.0)
+  _, infos = run(alone, 2, tiny(), None)
+  assert infos[0].adversarial == 0
+
+
+def test_one_device_equals_eight():
+  teacher, student = tiny(), tiny(1)
+  answers = []
+  for devices in (1, 8):
+    mesh = parallel.make_mesh(devices)
+    with jax.set_mesh(mesh):
+      networks = parallel.replicate((teacher, student), mesh)
+      state = jax.jit(METHOD.init)(KEY, *networks)
+      step = jax.jit(METHOD.step)
+      for index in range(3):
+        state, _ = step(jax.random.fold_in(KEY, index), state, *networks)
+      batch = jax.jit(METHOD.sample, static_argnums=2)(KEY, state, 16)
+      if devices == 8:
+        assert not batch.images.is_fully_replicated
+      answers.append(np.asarray(batch.images))
+  np.testing.assert_allclose(*answers, atol=2e-3)
