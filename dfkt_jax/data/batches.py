@@ -1,0 +1,25 @@
+"""Arrays in batches of one shape."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def padded_batches(
+  images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """(images [batch, ...], labels [batch], mask bool[batch]), in order.
+
+  The last batch is filled up with zeros, where the mask is False, so that a
+  compiled function sees one shape.
+  """
+  for start in range(0, len(images), batch_size):
+    chosen = images[start : start + batch_size], labels[start:][:batch_size]
+    count = len(chosen[0])
+    x, y = (
+      np.concatenate(
+        [part, np.zeros((batch_size - count, *part.shape[1:]), part.dtype)]
+      )
+      for part in chosen
+    )
+    yield x, y, np.arange(batch_size) < count

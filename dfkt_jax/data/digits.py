@@ -1,0 +1,29 @@
+"""scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels."""
+
+import numpy as np
+
+from dfkt_jax.data.dataset import Dataset
+
+HELD_OUT = 500
+
+
+def read(name: str, split: str) -> Dataset:
+  """`train` (1,297) or `test` (500), a fixed split with even classes."""
+  from sklearn.datasets import load_digits
+
+  digits = load_digits()
+  images = np.round(digits["images"] / 16 * 255).astype(np.uint8)[..., None]
+  labels = digits["target"].astype(np.int32)
+  held_out = _held_out(labels)
+  chosen = held_out if split == "test" else ~held_out
+  names = tuple(str(digit) for digit in range(10))
+  return Dataset(name, images[chosen], labels[chosen], names)
+
+
+def _held_out(labels: np.ndarray) -> np.ndarray:
+  """bool[n]: the first 50 of each class in a fixed random order."""
+  order = np.random.default_rng(0).permutation(len(labels))
+  chosen = np.zeros(len(labels), bool)
+  for digit in range(10):
+    chosen[order[labels[order] == digit][: HELD_OUT // 10]] = True
+  return chosen

@@ -1,0 +1,85 @@
+"""Arrays in a .npz file."""
+
+from pathlib import Path
+import zipfile
+
+import numpy as np
+
+from dfkt_jax import files
+from dfkt_jax.data.dataset import Dataset
+from dfkt_jax.errors import UsageError
+
+EXPECTED = (
+  "expected images uint8 [n, height, width, channels] or [n, height, width],"
+  " labels [n] of whole numbers from 0, and perhaps train bool [n] and"
+  " class_names"
+)
+
+
+def read(name: str, path: Path, split: str | None) -> Dataset:
+  """The whole file, or `train` or `test` where it has an array `train`.
+
+  Without a split, a file that has one answers `test`.
+
+  Raises:
+    UsageError: it cannot be read or holds something else.
+  """
+  arrays = _arrays(path)
+  images, labels = arrays.get("images"), arrays.get("labels")
+  if images is None or labels is None:
+    raise UsageError(
+      f"{path} holds {', '.join(arrays) or 'nothing'}: {EXPECTED}"
+    )
+  images = images[..., None] if images.ndim == 3 else images
+  _check(path, images, labels)
+  names = tuple(str(n) for n in arrays.get("class_names", ()))
+  labels = labels.astype(np.int32)
+  train = arrays.get("train")
+  if train is None:
+    if split is not None:
+      raise UsageError(
+        f"{path} has no array 'train', so no split {split!r}: leave /{split}"
+        " out, or add train, bool [n]"
+      )
+    return Dataset(name, images, labels, names)
+  if train.dtype != bool or train.shape != labels.shape:
+    raise UsageError(
+      f"{path}: train is {train.dtype} {list(train.shape)}; {EXPECTED}"
+    )
+  chosen = train if split == "train" else ~train
+  return Dataset(name, images[chosen], labels[chosen], names)
+
+
+def _arrays(path):
+  try:
+    # NumPy leaves a file that is no zip open when it opened it itself.
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+      return dict(file)
+  except FileNotFoundError as error:
+    raise UsageError(
+      f"{path} does not exist: give npz:FILE with the path of a .npz file"
+    ) from error
+  except OSError as error:
+    raise files.unreadable(path, error) from error
+  except (ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError) as e:
+    raise UsageError(
+      f"{path} is not a whole .npz file ({e}): {EXPECTED}"
+    ) from e
+
+
+def _check(path, images, labels):
+  fine = (
+    images.dtype == np.uint8
+    and images.ndim == 4
+    and images.shape[-1] in (1, 3)
+    and labels.ndim == 1
+    and np.issubdtype(labels.dtype, np.integer)
+    and len(images) == len(labels)
+  )
+  if not fine:
+    raise UsageError(
+      f"{path} has images {images.dtype} {list(images.shape)} and labels"
+      f" {labels.dtype} {list(labels.shape)}: {EXPECTED}"
+    )
+  if len(labels) and labels.min() < 0:
+    raise UsageError(f"{path} has a label {labels.min()}: {EXPECTED}")

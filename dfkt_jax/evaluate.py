@@ -1,0 +1,118 @@
+"""How good a network is on labelled images."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from dfkt_jax import data
+from dfkt_jax import network as net
+from dfkt_jax.data import Dataset
+from dfkt_jax.errors import UsageError
+from dfkt_jax.network import Network
+
+CALIBRATION_BINS = 15
+
+
+def fit_to(network: Network, dataset: Dataset) -> Dataset:
+  """The dataset at the size and with the channels the network takes.
+
+  Raises:
+    UsageError: its classes are not the network's.
+  """
+  spec = network.spec
+  highest = int(dataset.labels.max(initial=-1))
+  if highest >= spec.classes:
+    raise UsageError(
+      f"dataset {dataset.name} has label {highest} and the network tells"
+      f" {spec.classes} classes apart: give a dataset of the network's classes"
+    )
+  names = dataset.class_names
+  if names and spec.class_names and names != spec.class_names:
+    raise UsageError(
+      f"dataset {dataset.name} has the classes {', '.join(names[:4])}, ... and"
+      f" the network {', '.join(spec.class_names[:4])}, ...: give a dataset of"
+      " the network's classes, in its order"
+    )
+  return data.fit(dataset, spec.height, spec.width, spec.channels)
+
+
+def make_predict() -> Callable[[Network, np.ndarray], np.ndarray]:
+  """predict(network, u8[n, height, width, channels]) -> f32[n, classes].
+
+  One compilation serves all networks of one module.
+  """
+
+  @jax.jit
+  def forward(network, images):
+    return net.logits(network, images.astype("float32") / 255)
+
+  def predict(network, images, batch_size=500):
+    labels = np.zeros(len(images), np.int32)
+    size = min(batch_size, len(images))
+    answers = [
+      np.asarray(forward(network, batch))[mask]
+      for batch, _, mask in data.padded_batches(images, labels, size)
+    ]
+    return np.concatenate(answers)
+
+  return predict
+
+
+def evaluate(
+  network: Network,
+  dataset: Dataset,
+  teacher: Network | None = None,
+  predict: Callable[[Network, np.ndarray], np.ndarray] | None = None,
+) -> dict:
+  """Accuracy and calibration; shares are in [0, 1].
+
+  `agreement` is the share of images on which network and `teacher` decide
+  alike. `calibration_error` is the expected calibration error over 15 bins of
+  equal width (Guo et al., ICML 2017, equation 3).
+  """
+  predict = predict or make_predict()
+  dataset = fit_to(network, dataset)
+  if not len(dataset.labels):
+    raise UsageError(f"dataset {dataset.name} is empty: give one with images")
+  logits = predict(network, dataset.images)
+  result = score(logits, dataset.labels, network.spec.classes)
+  if teacher is not None:
+    theirs = predict(teacher, fit_to(teacher, dataset).images).argmax(1)
+    result["agreement"] = share(logits.argmax(1) == theirs)
+  return result
+
+
+def score(logits: np.ndarray, labels: np.ndarray, classes: int) -> dict:
+  """`evaluate` of f32[n, classes] logits against i32[n] labels."""
+  right = logits.argmax(1) == labels
+  log_p = logits - logits.max(1, keepdims=True)
+  log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+  per_class = [
+    share(right[labels == k]) if (labels == k).any() else None
+    for k in range(classes)
+  ]
+  present = [value for value in per_class if value is not None]
+  nll = -log_p[np.arange(len(labels)), labels].mean()
+  return {
+    "images": len(labels),
+    "accuracy": share(right),
+    "mean_class_accuracy": round(float(np.mean(present)), 6),
+    "per_class_accuracy": per_class,
+    "negative_log_likelihood": round(float(nll), 6),
+    "calibration_error": _calibration_error(np.exp(log_p.max(1)), right),
+  }
+
+
+def _calibration_error(confidence, right):
+  bins = np.minimum(
+    (confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1
+  )
+  gap = right - confidence
+  sums = np.bincount(bins, weights=gap, minlength=CALIBRATION_BINS)
+  return round(float(np.abs(sums).sum()) / len(gap), 6)
+
+
+def share(flags: np.ndarray) -> float:
+  """The share that is true, in [0, 1]."""
+  return round(float(np.mean(flags)), 6)
