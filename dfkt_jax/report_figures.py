@@ -1,0 +1,225 @@
+"""The parts of the report that are looked at: curves, classes, images."""
+
+import base64
+from collections.abc import Iterable, Sequence
+import io
+from pathlib import Path
+import re
+
+import numpy as np
+
+from dfkt_jax import report_html as page
+from dfkt_jax import report_plots as plots
+from dfkt_jax.report_html import is_number, show
+from dfkt_jax.report_plots import Line
+from dfkt_jax.report_runs import Group, Run
+
+# What of a result these parts show.
+SHOWN = ("per_class_accuracy", "class_names", "confusion")
+_IMAGE_BYTES = 1_000_000  # a bigger file is shown reduced,
+_IMAGE_SIDE = 1200  # to this many pixels
+_CLASSES = 25  # the most that a confusion matrix can be read with
+_PAIRS = 15  # worst confusions listed when there are more
+_ACCURACY = re.compile(r"(^|[/_])(accuracy|top1|acc|agreement)$")
+_READING = (
+  "Over steps; long curves as running medians, with the logged values faint "
+  "behind them where there is one run. The axes leave rare spikes out; a red "
+  "mark at the foot is a step whose value was not finite."
+)
+
+
+def accuracy_keys(keys: Iterable[str]) -> list[str]:
+  """The scores of the evaluation, accuracy before agreement."""
+  found = [key for key in keys if _ACCURACY.search(key)]
+  chosen = [key for key in found if key.startswith("eval/")] or found
+  return sorted(chosen, key=lambda key: (key.endswith("agreement"), key))
+
+
+def accuracy(groups: Sequence[Group]) -> str:
+  """One run: all its scores. Several: the accuracy of each, or their means."""
+  runs = [run for each in groups for run in each.runs]
+  keys = accuracy_keys(_keys(runs))
+  if len(runs) == 1:
+    lines = [
+      line._replace(label=key, color=index)
+      for index, key in enumerate(keys)
+      for line in _lines(key, groups)
+    ]
+  else:
+    lines = [line for key in keys[:1] for line in _lines(key, groups)]
+  if not lines:
+    return ""
+  known = {run.teacher_accuracy for run in runs} - {None}
+  teacher = known.pop() if len(known) == 1 else None
+  entries = [(line.label, _color(line.color), False) for line in lines]
+  if teacher is not None:
+    text = f"teacher, {show('accuracy', teacher)}"
+    entries.append((text, "var(--ink)", True))
+  figure = plots.accuracy_svg(lines, teacher)
+  return f"{page.legend(entries)}<figure>{figure}</figure>{_spread(lines)}"
+
+
+def multiples(groups: Sequence[Group]) -> str:
+  """A small figure for each metric; those of one namespace stand together."""
+  keys = _keys([run for each in groups for run in each.runs])
+  scores = accuracy_keys(keys)
+  spaces: dict[str, list[str]] = {}
+  for key in keys:
+    if key not in scores:
+      spaces.setdefault(_space(key), []).append(key)
+  # z/ holds clocks and counters: last.
+  ordered = sorted(spaces, key=lambda space: (space == "z", space))
+  parts = [
+    f"<h3>{page.escape(space or 'metrics')}</h3><div class='multiples'>"
+    + "".join(_multiple(key, groups) for key in spaces[space])
+    + "</div>"
+    for space in ordered
+  ]
+  if not parts:
+    return ""
+  entries = [(g.label, _color(index), False) for index, g in enumerate(groups)]
+  legend = page.legend(entries) if len(groups) > 1 else ""
+  return f'{legend}{"".join(parts)}<p class="rule">{_READING}</p>'
+
+
+def per_class(run: Run) -> str:
+  values = run.listed("per_class_accuracy")
+  names = _names(run, len(values))
+  # A class without images has no accuracy.
+  known = [(v, name) for v, name in zip(values, names) if is_number(v)]
+  if not known:
+    return ""
+  heights = [value if is_number(value) else 0.0 for value in values]
+  ranked = sorted(known, key=lambda pair: pair[0])[:5]
+  worst = ", ".join(f"{name} ({show('accuracy', v)})" for v, name in ranked)
+  return (
+    f"<figure>{plots.per_class_svg(heights, names)}</figure>"
+    f'<p class="rule">Lowest: {page.escape(worst)}</p>'
+  )
+
+
+def confusion(run: Run) -> str:
+  """The matrix, or of many classes the pairs that are most often confused."""
+  matrix = run.listed("confusion")
+  size = len(matrix)
+  square = all(
+    isinstance(row, list) and len(row) == size and all(map(is_number, row))
+    for row in matrix
+  )
+  if not size or not square:
+    return ""
+  names = _names(run, size)
+  if size <= _CLASSES:
+    return page.confusion(matrix, names)
+  pairs = [
+    {"count": count, "truth": names[truth], "answer": names[answer]}
+    for truth, row in enumerate(matrix)
+    for answer, count in enumerate(row)
+    if truth != answer and count
+  ]
+  worst = sorted(pairs, key=lambda pair: -pair["count"])[:_PAIRS]
+  columns = {"truth": "true class", "answer": "answer", "count": "images"}
+  return page.table(columns, worst, f"The {len(worst)} most frequent.")
+
+
+def gallery(run: Run, limit: int) -> str:
+  """The latest image grids, inline."""
+  paths = sorted((run.path / "images").glob("*.png"), key=_order, reverse=True)
+  shown = "".join(map(_image, paths[:limit]))
+  more = len(paths) - limit
+  folder = page.escape(run.path / "images")
+  note = f'<p class="rule">{more} more in {folder}.</p>' if more > 0 else ""
+  return f'<div class="gallery">{shown}</div>{note}' if shown else ""
+
+
+def _keys(runs: Iterable[Run]) -> list[str]:
+  return list(dict.fromkeys(key for run in runs for key in run.curves))
+
+
+def _lines(key: str, groups: Sequence[Group]) -> list[Line]:
+  """A line for each group that has the metric: its mean over the runs."""
+  lines = []
+  for index, each in enumerate(groups):
+    found = [run.curves[key] for run in each.runs if key in run.curves]
+    if found:
+      curve, spread = plots.mean_curve(found)
+      lines.append(Line(each.label, curve, index, spread))
+  return lines
+
+
+def _multiple(key: str, groups: Sequence[Group]) -> str:
+  lines = _lines(key, groups)
+  name = key.removeprefix(f"{_space(key)}/")
+  values = np.concatenate([line.curve.values for line in lines])
+  lost = int((~np.isfinite(values)).sum())
+  bad = f'<span class="bad">{lost} not finite</span>' if lost else ""
+  last = f"{values[-1]:.4g}" if len(lines) == 1 and len(values) else ""
+  return (
+    f"<figure><figcaption><b>{page.escape(name)}</b>{bad}<span>{last}</span>"
+    f"</figcaption>{plots.small_svg(key, lines)}</figure>"
+  )
+
+
+def _space(key: str) -> str:
+  """The namespace of a metric: distill of distill/kl."""
+  return key.split("/")[0] if "/" in key else ""
+
+
+def _spread(lines: Sequence[Line]) -> str:
+  if all(line.spread is None for line in lines):
+    return ""
+  return '<p class="rule">Bands are one standard deviation over seeds.</p>'
+
+
+def _color(index: int) -> str:
+  return f"var(--c{index % plots.PALETTE})"
+
+
+def _names(run: Run, count: int) -> list[str]:
+  names = [str(name) for name in run.listed("class_names")]
+  return names if len(names) == count else [str(i) for i in range(count)]
+
+
+def _order(path: Path) -> tuple[int, str]:
+  step = _step(path)
+  return (-1 if step is None else step, path.name)
+
+
+def _step(path: Path) -> int | None:
+  """The last number of a name: 120 of pool-000120.png."""
+  numbers = re.findall(r"\d+", path.stem)
+  return int(numbers[-1]) if numbers else None
+
+
+def _image(path: Path) -> str:
+  from PIL import Image
+
+  step = _step(path)
+  what = re.sub(r"[-_ ]*\d+$", "", path.stem)
+  words = [what, "" if step is None else f"step {step:,}"]
+  title = ", ".join(word for word in words if word)
+  try:
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+      image.load()
+      width, height = image.size
+      if len(data) > _IMAGE_BYTES:
+        data, title = _reduced(image), f"{title}, shown reduced"
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    return page.notes([f"{path} is not a whole PNG and was left out."])
+  caption = page.escape(title)
+  source = base64.b64encode(data).decode()
+  kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+  return (
+    f"<figure><figcaption><b>{caption}</b></figcaption>"
+    f'<img width="{width}" height="{height}" alt="Grid of images: {caption}" '
+    f'src="data:image/{kind};base64,{source}"></figure>'
+  )
+
+
+def _reduced(image) -> bytes:
+  small = image.convert("RGB")
+  small.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+  buffer = io.BytesIO()
+  small.save(buffer, format="JPEG", quality=88)
+  return buffer.getvalue()
