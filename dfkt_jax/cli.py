@@ -1,0 +1,415 @@
+"""`dfkt`: typed sub-commands, nothing but unpacking and calls."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import difflib
+import os
+from pathlib import Path
+import sys
+from typing import Any, Literal
+
+from rich.console import Console
+import tyro
+
+from dfkt_jax.errors import DfktError, UsageError
+
+Positional = tyro.conf.Positional
+
+COMMANDS = """\
+usage: dfkt COMMAND ...
+
+  quickstart            distil a digit classifier without its data, 2 minutes
+  teacher import        a PyTorch checkpoint file becomes a network directory
+  teacher train         trains a teacher where there is no file
+  evaluate              accuracy, calibration and agreement of a network
+  synthesize METHOD     images out of a teacher, as a dataset
+  distill METHOD        a smaller student out of a teacher
+  run MODULE[:NAME]     a named experiment
+  export                a network directory becomes a PyTorch file
+  report WORKDIR...     one HTML file: curves, images, tables, settings
+  bench WORKLOAD        times, as JSON lines
+  list WHAT             methods, archs, presets, datasets or experiments
+
+Every command has --help. The same command with the same --workdir resumes.
+Exit codes: 0 done, 1 failed, 2 bad use, 75 preempted and saved (run it again).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Entry point; exits with the code of `errors`."""
+  args = list(sys.argv[1:] if argv is None else argv)
+  debug = "--debug" in args
+  args = [arg for arg in args if arg != "--debug"]
+  try:
+    _dispatch(args)
+  except DfktError as error:
+    if debug:
+      raise
+    _complain(str(error))
+    sys.exit(error.exit_code)
+  except KeyboardInterrupt:
+    sys.exit(130)
+  except BrokenPipeError:
+    # The reader of our output has gone; so must what is left in the buffer.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except Exception as error:
+    if debug:
+      raise
+    _complain(
+      f"stopped by an unexpected {type(error).__name__}: {error}; this is a"
+      " fault of dfkt or of a method of your own: --debug shows where"
+    )
+    sys.exit(1)
+
+
+def _dispatch(args: list[str]) -> None:
+  if not args or args[0] in ("-h", "--help", "help"):
+    _say(COMMANDS)
+    return
+  command, rest = args[0], args[1:]
+  if command == "teacher" and rest[:1] not in ([], ["-h"], ["--help"]):
+    command, rest = f"teacher {rest[0]}", rest[1:]
+  if command not in _COMMANDS:
+    known = list(_COMMANDS)
+    close = difflib.get_close_matches(command, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(
+      f"command {command!r} is unknown; {hint}expected one of"
+      f" {', '.join(known)} (see dfkt --help)"
+    )
+  _COMMANDS[command](rest)
+
+
+def _parse(kind: Any, command: str, args: list[str], default: Any = None):
+  """Fills a dataclass from flags, its nested dataclasses included."""
+  extra = {} if default is None else {"default": default}
+  return tyro.cli(
+    kind,
+    prog=f"dfkt {command}",
+    args=args,
+    config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    **extra,
+  )
+
+
+def _complain(text: str) -> None:
+  Console(stderr=True, soft_wrap=True).print(
+    f"dfkt: {text}", markup=False, highlight=False
+  )
+
+
+def _say(text: str) -> None:
+  Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def _method_name(command: str, args: list[str]) -> tuple[str, list[str]]:
+  """The method, which comes first or behind --method; and the other words."""
+  if "--method" in args[:-1]:
+    place = args.index("--method")
+    return args[place + 1], args[:place] + args[place + 2 :]
+  if args and not args[0].startswith("-"):
+    return args[0], args[1:]
+  from dfkt_jax import methods
+
+  names = ", ".join(methods.SYNTHESIZERS)
+  if args[:1] in (["-h"], ["--help"]):
+    _say(
+      f"usage: dfkt {command} METHOD ...\n\nMETHOD is one of {names}, or"
+      " path/to/file.py:ClassName for one of your own.\n"
+      f"'dfkt {command} METHOD --help' lists its flags."
+    )
+    sys.exit(0)
+  raise UsageError(
+    f"dfkt {command} needs a method first: one of {names}, or"
+    " path/to/file.py:ClassName"
+  )
+
+
+def _options_and(kind: Any) -> Any:
+  """A dataclass of an experiment and how to carry it out, flags unprefixed."""
+  from dfkt_jax.driver import RunOptions
+
+  command = dataclasses.make_dataclass(
+    kind.__name__, [("experiment", kind), ("options", RunOptions)], frozen=True
+  )
+  command.__doc__ = kind.__doc__
+  return command
+
+
+def _distill(args: list[str]) -> None:
+  from dfkt_jax import methods
+  from dfkt_jax.commands.distill import Distill
+  from dfkt_jax.commands.show import show_result
+  from dfkt_jax.distillation.kd import KD
+  from dfkt_jax.distillation.transfer import Transfer
+  from dfkt_jax.driver import RunOptions
+
+  name, rest = _method_name("distill", args)
+  method = methods.synthesizer(name)
+  default = _options_and(Distill[method])(
+    experiment=Distill(
+      method=_default(method, Distill, Transfer, KD, RunOptions),
+      transfer=methods.transfer_recipe(method),
+      teacher=tyro.MISSING,
+      student=tyro.MISSING,
+    ),
+    options=RunOptions(workdir=tyro.MISSING),
+  )
+  command = _parse(type(default), f"distill {name}", rest, default)
+  result = command.experiment.run(command.options)
+  show_result(result, command.options.workdir)
+
+
+def _synthesize(args: list[str]) -> None:
+  from dfkt_jax import methods
+  from dfkt_jax.commands.show import show_result
+  from dfkt_jax.commands.synthesize import Synthesize
+  from dfkt_jax.driver import RunOptions
+
+  name, rest = _method_name("synthesize", args)
+  method = methods.synthesizer(name)
+  default = _options_and(Synthesize[method])(
+    experiment=Synthesize(
+      method=_default(method, Synthesize, RunOptions), teacher=tyro.MISSING
+    ),
+    options=RunOptions(workdir=tyro.MISSING),
+  )
+  command = _parse(type(default), f"synthesize {name}", rest, default)
+  result = command.experiment.run(command.options)
+  show_result(result, command.options.workdir)
+
+
+def _default(method: type, *others: type) -> Any:
+  """The method by its defaults, once its flags clash with no other's."""
+  taken = {f.name for other in others for f in dataclasses.fields(other)}
+  clashing = [f.name for f in dataclasses.fields(method) if f.name in taken]
+  if clashing:
+    raise UsageError(
+      f"method {method.__name__} has a field {clashing[0]!r}, which is a flag"
+      " of the command too: rename the field"
+    )
+  try:
+    return method()
+  except TypeError as error:
+    raise UsageError(
+      f"method {method.__name__} cannot be made without arguments ({error}):"
+      " give every field a default"
+    ) from error
+
+
+def _train(args: list[str]) -> None:
+  from dfkt_jax.commands.show import show_result
+  from dfkt_jax.commands.train import TrainTeacher
+  from dfkt_jax.distillation.supervised import Supervised
+  from dfkt_jax.driver import RunOptions
+
+  default = _options_and(TrainTeacher)(
+    experiment=TrainTeacher(
+      recipe=Supervised(), arch=tyro.MISSING, dataset=tyro.MISSING
+    ),
+    options=RunOptions(workdir=tyro.MISSING),
+  )
+  # The design calls the folder --out here.
+  args = ["--workdir" if arg == "--out" else arg for arg in args]
+  command = _parse(type(default), "teacher train", args, default)
+  result = command.experiment.run(command.options)
+  show_result(result, command.options.workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """Converts a PyTorch checkpoint file into a network directory.
+
+  Reads .safetensors and torch files without torch and without running any code
+  in them; every key and shape is checked.
+  """
+
+  file: Positional[Path]  # .safetensors, .pt, .pth or .th
+  arch: str  # see 'dfkt list archs'
+  out: Path  # the directory to write
+  preset: str | None = None  # input and naming, see 'dfkt list presets'
+  entry: str | None = None  # which state dict, where the file holds several
+
+
+def _import(args: list[str]) -> None:
+  from dfkt_jax import teachers
+
+  command = _parse(Import, "teacher import", args)
+  network, card = teachers.import_file(
+    command.file, command.arch, command.preset, command.entry
+  )
+  teachers.save(command.out, network, card)
+  spec = network.spec
+  _say(
+    f"{command.out}: {card.arch}, {card.parameters:,} parameters,"
+    f" {spec.height}x{spec.width}x{spec.channels}, {spec.classes} classes,"
+    f" sha256 {str(card.source_sha256)[:12]}"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """Accuracy, per-class accuracy and calibration of a network directory."""
+
+  network: Positional[Path]  # directory
+  dataset: str  # labelled images, see 'dfkt list datasets'
+  teacher: Path | None = None  # another network, to report agreement with
+  json: Path | None = None  # also write the figures to this file
+
+
+def _evaluate(args: list[str]) -> None:
+  from dfkt_jax import data, evaluate, files, teachers
+  from dfkt_jax.commands.show import show_evaluation
+
+  command = _parse(Evaluate, "evaluate", args)
+  network, card = teachers.load(command.network)
+  teacher = teachers.load(command.teacher)[0] if command.teacher else None
+  spec = network.spec
+  dataset = data.load(command.dataset, (spec.height, spec.width))
+  result = {
+    "network": str(command.network),
+    "arch": card.arch,
+    "dataset": command.dataset,
+    **evaluate.evaluate(network, dataset, teacher),
+  }
+  show_evaluation(result, spec.class_names)
+  if command.json:
+    files.write_json(command.json, result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """Writes a network directory as a PyTorch state dict."""
+
+  network: Positional[Path]  # directory
+  out: Path  # the file to write
+  format: Literal["safetensors", "pth"] = "safetensors"
+  naming: str | None = None  # of the tensors (default: as imported)
+
+
+def _export(args: list[str]) -> None:
+  from dfkt_jax import teachers
+
+  command = _parse(Export, "export", args)
+  count = teachers.export(
+    command.network, command.out, command.format, command.naming
+  )
+  _say(f"{command.out}: {count} tensors ({command.format})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Writes one self-contained HTML file about one or several workdirs."""
+
+  workdirs: Positional[tuple[Path, ...]]
+  out: Path | None = None  # default: report.html in the first workdir
+
+
+def _report(args: list[str]) -> None:
+  from dfkt_jax.report import report
+
+  command = _parse(Report, "report", args)
+  if not command.workdirs:
+    raise UsageError("dfkt report needs at least one workdir: name its folder")
+  _say(f"report: {report(command.workdirs, command.out)}")
+
+
+def _run(args: list[str]) -> None:
+  from dfkt_jax.commands import experiments
+  from dfkt_jax.commands.show import show_names, show_result
+  from dfkt_jax.driver import RunOptions
+
+  if not args or args[0].startswith("-"):
+    raise UsageError(
+      "dfkt run needs MODULE[:NAME] first, such as"
+      " experiments/digits.py:dfq; --list shows a module's experiments"
+    )
+  text, rest = args[0], args[1:]
+  if "--list" in rest:
+    found = experiments.find(experiments.split(text)[0])
+    show_names({name: type(value).__name__ for name, value in found.items()})
+    return
+  options = _parse(RunOptions, f"run {text}", rest)
+  show_result(experiments.run(text, options), options.workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+  """Lists what there is."""
+
+  what: Positional[
+    Literal["methods", "archs", "presets", "datasets", "experiments"]
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """Times what design decisions cost here; one JSON object a line."""
+
+  workload: Positional[Literal["loops"]]
+
+
+def _bench(args: list[str]) -> None:
+  import json
+
+  command = _parse(Bench, "bench", args)
+  from dfkt_jax import bench
+
+  for record in bench.WORKLOADS[command.workload]():
+    _say(json.dumps(record))
+
+
+def _list(args: list[str]) -> None:
+  from dfkt_jax.commands.show import show_list
+
+  show_list(_parse(List, "list", args).what)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+  """Distils a digit classifier without its data, beside three baselines.
+
+  A teacher learns scikit-learn's real 8x8 digits; then the data is put away and
+  a student of a quarter of its size learns from what a generator draws out of
+  the teacher. About two minutes on two CPU cores.
+  """
+
+  workdir: Path = Path("quickstart")  # rerun with the same one to resume
+  seed: int = 0
+
+
+def _quickstart(args: list[str]) -> None:
+  command = _parse(Quickstart, "quickstart", args)
+  from dfkt_jax import quickstart
+  from dfkt_jax.commands.show import show_table
+
+  table, page = quickstart.run(command.workdir, command.seed)
+  show_table(table)
+  _say(f"report: {page}")
+
+
+def _teacher(args: list[str]) -> None:
+  text = (
+    "usage: dfkt teacher import FILE --arch NAME [--preset NAME] --out DIR\n"
+    "       dfkt teacher train --arch NAME --dataset DATA --out DIR"
+  )
+  if not args:
+    raise UsageError(f"dfkt teacher needs 'import' or 'train'\n{text}")
+  _say(text)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+  "quickstart": _quickstart,
+  "teacher": _teacher,
+  "teacher import": _import,
+  "teacher train": _train,
+  "evaluate": _evaluate,
+  "synthesize": _synthesize,
+  "distill": _distill,
+  "run": _run,
+  "export": _export,
+  "report": _report,
+  "bench": _bench,
+  "list": _list,
+}

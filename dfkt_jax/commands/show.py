@@ -1,0 +1,122 @@
+"""What commands print."""
+
+from collections.abc import Mapping, Sequence
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_DATASETS = {
+  "digits[/train|/test]": "scikit-learn's 1,797 digits, 8x8; 500 held out",
+  "fashion_mnist[/train|/test]": "Debian's dataset-fashion-mnist, 28x28",
+  "idx:DIR[/train|/test]": "MNIST's file format, gzipped or not",
+  "npz:FILE[/train|/test]": "arrays images u8[n,h,w,c] and labels [n]",
+  "folder:DIR": "CLASS/NAME.jpg or .png",
+  "zip:FILE": "the same in a zip file",
+  "tfds:NAME[/split]": "a prepared TFDS dataset in ArrayRecord form",
+}
+
+
+def show_result(result: Mapping[str, Any], workdir: Path) -> None:
+  """The figures of a run, and where its files are."""
+  table = Table(show_header=False, box=None, pad_edge=False)
+  for name, value in result.items():
+    if value is not None and not isinstance(value, list | dict):
+      table.add_row(name, _text(name, value))
+  console = Console(soft_wrap=True)
+  console.print(table)
+  console.print(f"workdir: {workdir}", highlight=False, markup=False)
+  student = workdir / "student"
+  if student.exists():
+    console.print(f"student: {student}", highlight=False, markup=False)
+
+
+def show_evaluation(
+  result: Mapping[str, Any], class_names: Sequence[str]
+) -> None:
+  """Accuracy first, then the classes."""
+  console = Console(soft_wrap=True)
+  accuracy = result["accuracy"]
+  half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / result["images"])
+  lines = [
+    f"{result['network']} ({result['arch']}) on {result['dataset']},"
+    f" {result['images']:,} images",
+    f"accuracy                {accuracy:.2%} (95 % interval +- {half:.2%})",
+    f"mean class accuracy     {result['mean_class_accuracy']:.2%}",
+    f"calibration error       {result['calibration_error']:.2%}",
+    f"negative log-likelihood {result['negative_log_likelihood']:.4f}",
+  ]
+  if "agreement" in result:
+    lines.append(f"agreement with teacher  {result['agreement']:.2%}")
+  console.print("\n".join(lines), highlight=False, markup=False)
+  for index, share in enumerate(result["per_class_accuracy"]):
+    name = class_names[index] if class_names else str(index)
+    shown = "no images" if share is None else f"{share:7.2%}"
+    console.print(f"  {name:20s} {shown}", highlight=False, markup=False)
+
+
+def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
+  """Rows of one shape."""
+  table = Table()
+  for name in rows[0]:
+    numeric = isinstance(rows[0][name], int | float)
+    table.add_column(name, justify="right" if numeric else "left")
+  for row in rows:
+    table.add_row(*(_text(name, value) for name, value in row.items()))
+  Console().print(table)
+
+
+def show_names(names: Mapping[str, str]) -> None:
+  """Names with what they are."""
+  table = Table(show_header=False, box=None, pad_edge=False)
+  for name, text in names.items():
+    table.add_row(name, text)
+  Console(soft_wrap=True, markup=False).print(table)
+
+
+def show_list(what: str) -> None:
+  """`dfkt list`."""
+  from dfkt_jax import methods, models
+  from dfkt_jax.commands import experiments
+  from dfkt_jax.teachers import PRESETS
+
+  if what == "methods":
+    names = {
+      name: _first_line(method) for name, method in methods.SYNTHESIZERS.items()
+    }
+  elif what == "archs":
+    names = {name: "" for name in models.ARCHS}
+    names["wrn-DEPTH-WIDEN"] = "any other wide residual network"
+  elif what == "presets":
+    names = {
+      preset.name: f"{', '.join(preset.archs)} ({preset.source})"
+      for preset in PRESETS.values()
+    }
+  elif what == "datasets":
+    names = _DATASETS
+  else:
+    names = {
+      f"{path}:{name}": type(value).__name__
+      for path in sorted(Path("experiments").glob("[!_]*.py"))
+      for name, value in experiments.find(str(path)).items()
+    } or {"none": "there is no folder experiments/ here with a module in it"}
+  show_names(names)
+
+
+def _first_line(method: type) -> str:
+  import sys
+
+  return (sys.modules[method.__module__].__doc__ or "").strip().split("\n")[0]
+
+
+def _text(name: str, value: Any) -> str:
+  if value is None:
+    return "-"
+  if isinstance(value, float):
+    percent = "accuracy" in name or "agreement" in name
+    return f"{value:.2%}" if percent else f"{value:,.1f}"
+  if isinstance(value, int) and name != "seed":
+    return f"{value:,}"
+  return str(value)

@@ -1,0 +1,205 @@
+"""The loop around rounds: logging, checkpoints, resuming and stopping."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+from pathlib import Path
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dfkt_jax.checkpoint import Checkpoints
+from dfkt_jax.errors import DfktError, Preempted
+from dfkt_jax.metrics import MetricsWriter
+from dfkt_jax.progress import Progress
+
+LOG_LINES = 500  # of a run in metrics.jsonl, at most about so many
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+  """How a run is carried out; none of it changes the result."""
+
+  workdir: Path  # folder of the run; rerun the same command to resume
+  devices: int | None = None  # use the first so many devices (default: all)
+  checkpoint_seconds: float = 60.0  # save the state this often
+  tensorboard: bool = False  # also write WORKDIR/tensorboard
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+  """What a finished loop tells about itself."""
+
+  wall_seconds: float  # over all resumptions
+  rounds_per_second: float  # of this process, compilation left out
+
+
+def drive(
+  options: RunOptions,
+  title: str,
+  state: Any,
+  rounds: int,
+  advance: Callable[[Any, int], tuple[Any, Mapping[str, Any]]],
+  observe: Callable[[Any, int], Mapping[str, float]],
+  observe_every: int,
+  images_per_round: int,
+) -> tuple[Any, Pace]:
+  """Runs rounds 0 .. rounds - 1, resuming from the newest checkpoint.
+
+  Args:
+    state: the state before round 0; also the shape of what is restored.
+    advance: (state, index) -> (state, infos), infos a mapping from a name to a
+      NamedTuple of f32[steps].
+    observe: (state, rounds done) -> metrics; called every `observe_every`
+      rounds and after the last one.
+
+  Raises:
+    DfktError: a loss term is not finite; the last checkpoint is from before.
+    Preempted: SIGTERM or Ctrl-C; the state is saved.
+  """
+  log_every = max(1, rounds // LOG_LINES)
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+      Checkpoints(options.workdir / "checkpoints")
+    )
+    done, wall = checkpoints.latest() or 0, 0.0
+    if done:
+      state, meta = checkpoints.restore(done, state)
+      wall = meta["wall_seconds"]
+    stop = stack.enter_context(_stop_signals())
+    writer = stack.enter_context(
+      MetricsWriter(
+        options.workdir,
+        tensorboard=options.tensorboard,
+        resume_step=done or -1,
+      )
+    )
+    progress = stack.enter_context(Progress(title, total=rounds, initial=done))
+    if done:
+      progress.say(f"resuming after round {done} of {rounds}")
+    clock = _Clock(wall)
+    saved_at = time.monotonic()
+    pending: tuple[int, Any] | None = None
+
+    for index in range(done, rounds):
+      state, infos = advance(state, index)
+      # Reading the round before this one does not stall the device.
+      _check_finite(pending)
+      pending = (index, infos)
+      done = index + 1
+      clock.tick(infos)
+      observing = done % observe_every == 0 or done == rounds
+      logging = observing or index == 0 or done % log_every == 0
+      due = time.monotonic() - saved_at > options.checkpoint_seconds
+      if logging or due or stop.is_set():
+        _check_finite(pending)
+      if logging:
+        losses = _means(infos)
+        metrics = {**losses, **(observe(state, done) if observing else {})}
+        writer.write(done, metrics)
+        progress.update(
+          done,
+          _headline(infos, metrics),
+          images_per_second=clock.pace * images_per_round,
+        )
+      if due or stop.is_set() or done == rounds:
+        meta = {"wall_seconds": clock.wall}
+        checkpoints.save(done, state, meta)
+        saved_at = time.monotonic()
+      if stop.is_set() and done < rounds:
+        raise Preempted(
+          f"stopped after round {done} of {rounds} and saved: run the same"
+          " command again to go on"
+        )
+    return state, Pace(clock.wall, clock.pace)
+
+
+class _Clock:
+  """Wall time over resumptions, and rounds a second after compilation."""
+
+  def __init__(self, wall: float):
+    self._start = time.monotonic() - wall
+    self._first: float | None = None
+    self._count = 0
+
+  def tick(self, infos) -> None:
+    if self._first is None:
+      jax.block_until_ready(infos)
+      self._first = time.monotonic()
+    else:
+      self._count += 1
+
+  @property
+  def wall(self) -> float:
+    return time.monotonic() - self._start
+
+  @property
+  def pace(self) -> float:
+    if not self._count or self._first is None:
+      return 0.0
+    return self._count / (time.monotonic() - self._first)
+
+
+def _means(infos) -> dict[str, float]:
+  """One number a loss term: its mean over the steps of the round."""
+  return {
+    f"{group}/{term}": float(np.mean(values))
+    for group, info in jax.device_get(dict(infos)).items()
+    for term, values in info._asdict().items()
+  }
+
+
+def _headline(infos, metrics) -> dict[str, float]:
+  """The first term of each group, and what was observed."""
+  first = {f"{group}/{info._fields[0]}" for group, info in infos.items()}
+  return {
+    name: value
+    for name, value in metrics.items()
+    if name in first or name.split("/")[0] not in infos
+  }
+
+
+def _check_finite(pending) -> None:
+  if pending is None:
+    return
+  index, infos = pending
+  for group, info in jax.device_get(dict(infos)).items():
+    broken = [
+      (int(np.argmin(np.isfinite(values))), place, term)
+      for place, (term, values) in enumerate(info._asdict().items())
+      # The sum is broken by whichever term is: name the term.
+      if not np.isfinite(values).all() and term != "loss"
+    ]
+    if broken:
+      step, _, term = min(broken)
+      raise DfktError(
+        f"{group}/{term} was the first loss term to stop being finite, at step"
+        f" {step} of round {index + 1}: the checkpoints are from before that;"
+        " try a lower learning rate or weight in a new --workdir"
+      )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+  """An event that SIGTERM and the first Ctrl-C set."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event
+    return
+
+  def handle(signum, frame):
+    if event.is_set() and signum == signal.SIGINT:
+      raise KeyboardInterrupt
+    event.set()
+
+  names = (signal.SIGTERM, signal.SIGINT)
+  old = {name: signal.signal(name, handle) for name in names}
+  try:
+    yield event
+  finally:
+    for name, handler in old.items():
+      signal.signal(name, handler)

@@ -1,0 +1,109 @@
+"""A run's folder: what it was asked to do, and what came of it.
+
+config.json    the settings; they decide whether a rerun resumes
+metrics.jsonl  one line of losses a few rounds
+checkpoints/   the state, to resume from
+images/        grids of what was synthesised
+result.json    written last; a run that has one is finished
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import fcntl
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dfkt_jax import files
+from dfkt_jax.errors import UsageError
+
+
+def settings(value: Any) -> Any:
+  """A dataclass as nested JSON values, each dataclass with its "name"."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    fields = {
+      field.name: settings(getattr(value, field.name))
+      for field in dataclasses.fields(value)
+    }
+    return {"name": type(value).__name__, **fields}
+  if isinstance(value, tuple | list):
+    return [settings(item) for item in value]
+  return str(value) if isinstance(value, Path) else value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
+  """Takes the folder for a run of these settings, new or to be resumed.
+
+  Raises:
+    UsageError: it belongs to other settings, to another running process or to
+      somebody else, or cannot be written.
+  """
+  if jax.process_index() != 0:
+    yield
+    return
+  path = workdir / "config.json"
+  if path.exists():
+    _check_same(path, files.read_json(path), files.plain(config))
+  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise UsageError(
+      f"--workdir {workdir} exists and holds no config.json, so it is not a"
+      " workdir of dfkt: give a new or an empty folder"
+    )
+  else:
+    files.write_json(path, config)
+  with _lock(workdir):
+    yield
+
+
+def finished(workdir: Path) -> dict | None:
+  """The result of a finished run, or None."""
+  path = workdir / "result.json"
+  return files.read_json(path) if path.exists() else None
+
+
+def _check_same(path, old, new):
+  old, new = flatten(old), flatten(new)
+  differences = [
+    f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
+    for name in dict.fromkeys([*old, *new])
+    if old.get(name) != new.get(name)
+  ]
+  if differences:
+    raise UsageError(
+      f"{path} is of another configuration ({'; '.join(differences)}): use"
+      " another --workdir, or the settings of this one to resume it"
+    )
+
+
+@contextlib.contextmanager
+def _lock(workdir):
+  path = workdir / ".lock"
+  try:
+    file = open(path, "w")  # noqa: SIM115 (held open for as long as the lock)
+  except OSError as error:
+    raise files.unwritable(path, error) from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UsageError(
+        f"--workdir {workdir} is in use by another running process: wait for"
+        " it, or use another folder"
+      ) from error
+    except OSError:
+      pass  # a file system without locks
+    yield

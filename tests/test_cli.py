@@ -1,0 +1,352 @@
+"""Commands as a user types them, in this process."""
+
+import json
+from pathlib import Path
+import pickle
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from dfkt_jax import cli, data, teachers
+from dfkt_jax.metrics import read_metrics
+from tests.assets import package_file, shared_data
+from tests.networks import tiny
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+  *("--steps", "4", "--student-steps", "2", "--batch-size", "16"),
+  *("--synthesis-batch-size", "16", "--evaluations", "2"),
+]
+GENERATOR = ["--latent", "4", "--generator-widths", "4", "4", "4"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+  """A network directory of a small BatchNorm teacher of 8x8 digits."""
+  place = tmp_path_factory.mktemp("teacher") / "t"
+  network = tiny(widths=(16, 32, 64))
+  network = jax.device_get(network)
+  teachers.save(place, network, teachers.describe(network, "convnet-half"))
+  return place
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  """Sixty labelled 8x8 images as an npz file."""
+  place = tmp_path_factory.mktemp("data") / "few.npz"
+  chosen = data.load("digits/test")
+  np.savez(place, images=chosen.images[:60], labels=chosen.labels[:60])
+  return f"npz:{place}"
+
+
+def run(*args):
+  cli.main([str(arg) for arg in args])
+
+
+def refused(capsys, code, *args):
+  """The one sentence on standard error."""
+  with pytest.raises(SystemExit) as stop:
+    run(*args)
+  assert stop.value.code == code
+  error = capsys.readouterr().err
+  assert "Traceback" not in error
+  assert error.startswith("dfkt: ")
+  assert error.count("\n") == 1
+  return error
+
+
+def test_help_of_every_command(capsys):
+  run("--help")
+  overview = capsys.readouterr().out
+  for command in cli._COMMANDS:
+    assert command.split()[0] in overview
+  for words in (["distill"], ["distill", "dfq"], ["synthesize", "dfq"]):
+    with pytest.raises(SystemExit) as stop:
+      run(*words, "--help")
+    assert stop.value.code == 0
+  text = capsys.readouterr().out
+  for flag in ("--steps", "--batch-size", "--seed", "--lr", "--bn-weight"):
+    assert flag in text
+
+
+def test_distill_evaluate_export_and_report(teacher, digits, tmp_path, capsys):
+  work = tmp_path / "w"
+  command = (
+    *("distill", "dfq", "--teacher", teacher, "--student", "convnet-half"),
+    *("--workdir", work, "--eval-dataset", digits, *SMALL, *GENERATOR),
+    *("--lr", "0.05", "--seed", "3", "--bn-weight", "2.5"),
+  )
+  run(*command)
+  result = json.loads((work / "result.json").read_text())
+  config = json.loads((work / "config.json").read_text())
+  assert config["method"]["bn_weight"] == 2.5
+  assert config["transfer"]["kd"]["lr"] == 0.05
+  assert result["seed"] == 3
+  assert result["steps"] == 4
+  assert result["images_synthesized"] == 64
+  curve = [
+    r["eval/accuracy"] for r in read_metrics(work) if "eval/accuracy" in r
+  ]
+  assert result["accuracy_last"] == curve[-1]
+  assert result["accuracy_best"] == max(curve)
+  assert result["accuracy_mean"] == pytest.approx(np.mean(curve), abs=1e-5)
+  design = """method teacher_sha256 seed steps wall_seconds device accuracy_last
+    accuracy_best accuracy_mean agreement teacher_accuracy images_synthesized
+    images_per_second"""
+  assert set(design.split()) <= set(result)
+  assert sorted(p.name for p in (work / "images").iterdir()) == [
+    "000001.png",
+    "000002.png",
+  ]
+
+  capsys.readouterr()
+  run(
+    "evaluate", work / "student", "--dataset", digits, "--json", work / "e.json"
+  )
+  printed = capsys.readouterr().out
+  figures = json.loads((work / "e.json").read_text())
+  assert f"{figures['accuracy']:.2%}" in printed
+  assert figures["accuracy"] == result["accuracy_last"]
+
+  run("export", work / "student", "--out", work / "s.pth", "--format", "pth")
+  assert "conv1.weight" in teachers.read_state_dict(work / "s.pth")
+  run("report", work)
+  assert "data:image/png;base64" in (work / "report.html").read_text()
+
+  # Finished: says so again and does no work; other settings are refused.
+  before = (work / "metrics.jsonl").read_bytes()
+  run(*command)
+  assert (work / "metrics.jsonl").read_bytes() == before
+  error = refused(capsys, 2, *command, "--bn-weight", "3.0")
+  assert "method.bn_weight: 2.5 there, 3.0 now" in error
+
+
+def test_deep_inversion_through_a_pool(teacher, tmp_path):
+  work = tmp_path / "w"
+  run(
+    *("distill", "deep-inversion", "--teacher", teacher, "--workdir", work),
+    *("--student", "convnet-half", *SMALL, "--synthesis-steps", "3"),
+    *("--pool-size", "32", "--competition-weight", "1.0"),
+  )
+  result = json.loads((work / "result.json").read_text())
+  assert result["images_synthesized"] == 32
+  assert result["accuracy_last"] is None
+  assert result["agreement_on_synthetic"] is not None
+
+
+def test_synthesize_writes_a_dataset_with_a_verifier(teacher, tmp_path, capsys):
+  work = tmp_path / "w"
+  run(
+    *("synthesize", "deep-inversion", "--teacher", teacher, "--workdir", work),
+    *("--num-images", "20", "--steps", "4", "--synthesis-batch-size", "8"),
+    *("--verifier", teacher),
+  )
+  result = json.loads((work / "result.json").read_text())
+  assert "verifier_accuracy_on_targets" in capsys.readouterr().out
+  dataset = data.load(f"tfds:{work / 'dataset'}")
+  assert dataset.images.shape == (20, 8, 8, 1)
+  assert result["images_synthesized"] == 20
+  same = result["teacher_accuracy_on_targets"]
+  assert result["verifier_accuracy_on_targets"] == same
+  assert len(list((work / "images").glob("*.png"))) == 3
+
+
+def test_train_a_teacher(digits, tmp_path):
+  work = tmp_path / "w"
+  run(
+    *("teacher", "train", "--arch", "convnet-half", "--dataset", digits),
+    *("--out", work, "--eval-dataset", digits, "--steps", "50"),
+    *("--batch-size", "20", "--crop-padding", "0", "--lr", "0.05"),
+    *("--flip", "False"),
+  )
+  result = json.loads((work / "result.json").read_text())
+  assert result["accuracy_last"] > 0.6
+  _, card = teachers.load(work / "network")
+  assert card.arch == "convnet-half"
+
+
+METHOD = '''
+import dataclasses
+from typing import NamedTuple
+import jax
+import jax.numpy as jnp
+from dfkt_jax.synthesis.contract import Batch
+
+class State(NamedTuple):
+  level: jax.Array
+
+class Info(NamedTuple):
+  level: jax.Array
+
+@dataclasses.dataclass(frozen=True)
+class Grey:
+  """Grey images."""
+  rate: float = 0.1  # how fast
+
+  def init(self, key, teacher, student):
+    return State(jnp.float32(0.0))
+
+  def step(self, key, state, teacher, student):
+    level = state.level + self.rate
+    return State(level), Info(level)
+
+  def sample(self, key, state, batch_size):
+    images = jnp.full((batch_size, 8, 8, 1), jnp.clip(state.level, 0.0, 1.0))
+    return Batch(images, jnp.full(batch_size, -1, jnp.int32))
+'''
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_a_method_from_a_file_of_ones_own(teacher, tmp_path, flag, capsys):
+  file = tmp_path / f"my_method_{flag}.py"
+  file.write_text(METHOD)
+  name = ["--method", f"{file}:Grey"] if flag else [f"{file}:Grey"]
+  run(
+    *("distill", *name, "--teacher", teacher, "--student", "convnet-half"),
+    *("--workdir", tmp_path / "w", "--steps", "4", "--student-steps", "2"),
+    *("--batch-size", "8", "--rate", "0.3"),
+  )
+  rows = read_metrics(tmp_path / "w")
+  assert rows[-1]["synthesis/level"] == pytest.approx(0.6)
+  file.write_text(METHOD.replace("rate", "seed"))
+  assert "'seed'" in refused(capsys, 2, "distill", f"{file}:Grey")
+  error = refused(capsys, 2, "distill", f"{file}:Gray")
+  assert "no dataclass 'Gray'" in error
+  file.write_text(METHOD.replace("def sample", "def other"))
+  assert "has no sample" in refused(capsys, 2, "distill", f"{file}:Grey")
+
+
+def test_run_named_experiments(teacher, tmp_path, capsys):
+  file = tmp_path / "mine.py"
+  file.write_text(
+    f"""
+from pathlib import Path
+from dfkt_jax.commands.distill import Distill
+from dfkt_jax.distillation.kd import KD
+from dfkt_jax.distillation.transfer import Transfer
+from dfkt_jax.synthesis.noise import Noise
+
+recipe = Transfer(kd=KD(steps=2), batch_size=8, student_steps=2)
+noise = Distill(Noise(), recipe, Path("{teacher}"), "convnet-half")
+"""
+  )
+  run("run", file, "--list")
+  assert "noise" in capsys.readouterr().out
+  run("run", f"{file}:noise", "--workdir", tmp_path / "w")
+  assert (tmp_path / "w" / "result.json").exists()
+  error = refused(capsys, 2, "run", f"{file}:loud", "--workdir", tmp_path / "v")
+  assert "expected one of noise" in error
+
+
+def test_list_everything(capsys):
+  for what in ("methods", "archs", "presets", "datasets", "experiments"):
+    run("list", what)
+  text = capsys.readouterr().out
+  for name in ("deep-inversion", "wrn-40-2", "akamaster-cifar10", "npz:FILE"):
+    assert name in text
+
+
+def test_cifar_teachers_have_their_published_accuracy(tmp_path, capsys):
+  file = shared_data("resnet20-12fca82f.th")
+  photos = f"npz:{shared_data('cifar10_test1000.npz')}"
+  out = tmp_path / "t20"
+  run(
+    *("teacher", "import", file, "--arch", "resnet20"),
+    *("--preset", "akamaster-cifar10", "--out", out),
+  )
+  run("evaluate", out, "--dataset", photos)
+  assert re.search(r"accuracy +91\.50%", capsys.readouterr().out)
+
+
+def test_usps_network_by_its_arch_alone(tmp_path, capsys):
+  file = package_file("ccexam", "weights/usps.pth")
+  digits = f"npz:{shared_data('usps.npz')}/test"
+  out = tmp_path / "usps"
+  run("teacher", "import", file, "--arch", "ccexam-usps", "--out", out)
+  run("evaluate", out, "--dataset", digits)
+  assert re.search(r"accuracy +97\.16%", capsys.readouterr().out)
+
+
+class _Evil:
+  def __reduce__(self):
+    import os
+
+    return os.system, ("touch /tmp/dfkt-was-here",)
+
+
+def test_refusals_of_files(teacher, tmp_path, capsys):
+  out = tmp_path / "out"
+  take = lambda file, arch="convnet-half", *rest: refused(
+    *(capsys, 2, "teacher", "import", file, "--arch", arch, "--out", out),
+    *rest,
+  )
+  evil = tmp_path / "evil.pth"
+  evil.write_bytes(pickle.dumps({"state_dict": _Evil()}))
+  error = take(evil, "resnet20", "--preset", "akamaster-cifar10")
+  assert "evil.pth" in error
+  assert "system" in error
+  assert not Path("/tmp/dfkt-was-here").exists()
+
+  pth = tmp_path / "s.pth"
+  run("export", teacher, "--out", pth, "--format", "pth")
+  short = tmp_path / "short.pth"
+  short.write_bytes(pth.read_bytes()[:1000])
+  error = take(short, "resnet20", "--preset", "akamaster-cifar10")
+  assert "short.pth" in error
+  assert "none.pth" in take(tmp_path / "none.pth", "ccexam-usps")
+  assert not out.exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
+  file = shared_data("resnet20-12fca82f.th")
+  with pytest.raises(SystemExit) as stop:
+    run(
+      *("teacher", "import", file, "--arch", "resnet56"),
+      *("--preset", "akamaster-cifar10", "--out", tmp_path / "o"),
+    )
+  assert stop.value.code == 2
+  error = capsys.readouterr().err
+  assert "resnet20" in error
+  assert "layer3.8.conv2.weight" in error
+  assert not (tmp_path / "o").exists()
+
+
+def test_refusals_of_words(teacher, tmp_path, capsys):
+  no = lambda *args: refused(capsys, 2, *args)
+  distill = (
+    *("distill", "dfq", "--teacher", teacher, "--workdir", tmp_path / "w"),
+  )
+  assert "did you mean 'distill'" in no("distil")
+  assert "did you mean dfq" in no("distill", "dfqs")
+  assert "needs a method first" in no("distill")
+  assert "'resnet-21' is unknown" in no(*distill, "--student", "resnet-21")
+  assert "--steps is 0" in no(
+    *distill, "--student", "convnet-half", "--steps", "0"
+  )
+  assert "cifar11" in no(
+    *(*distill, "--student", "convnet-half", "--eval-dataset", "cifar11")
+  )
+  assert "'dfkt teacher import'" in no(
+    *("evaluate", tmp_path / "nothing", "--dataset", "digits")
+  )
+  assert not (tmp_path / "w").exists()
+  file = tmp_path / "file"
+  file.write_text("")
+  error = no(*distill[:-1], file / "w", "--student", "convnet-half", *SMALL)
+  assert "file" in error
+  error = no(
+    *("synthesize", "dfq", "--teacher", teacher, "--workdir", tmp_path / "v"),
+  )
+  assert "--student" in error
+
+
+def test_a_fault_of_ours_is_one_sentence_too(monkeypatch, capsys):
+  def broken(args):
+    raise RuntimeError("boom")
+
+  monkeypatch.setitem(cli._COMMANDS, "list", broken)
+  assert "unexpected RuntimeError: boom" in refused(capsys, 1, "list", "archs")
+  with pytest.raises(RuntimeError):
+    run("list", "archs", "--debug")

@@ -1,0 +1,86 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dfkt_jax import workdir
+from dfkt_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  lr: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  inner: Inner = Inner()
+  teacher: Path = Path("t20")
+  widths: tuple[int, ...] = (1, 2)
+
+
+def test_settings_are_nested_and_named():
+  assert workdir.settings(Outer()) == {
+    "name": "Outer",
+    "inner": {"name": "Inner", "lr": 0.1},
+    "teacher": "t20",
+    "widths": [1, 2],
+  }
+
+
+def test_the_same_settings_claim_a_folder_again(tmp_path):
+  place = tmp_path / "w"
+  config = workdir.settings(Outer())
+  for _ in range(2):
+    with workdir.claim(place, config):
+      pass
+  assert json.loads((place / "config.json").read_text()) == config
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path):
+  with workdir.claim(tmp_path / "w", workdir.settings(Outer())):
+    pass
+  other = workdir.settings(Outer(inner=Inner(lr=0.05)))
+  with (
+    pytest.raises(UsageError, match=r"inner.lr: 0.1 there, 0.05 now"),
+    workdir.claim(tmp_path / "w", other),
+  ):
+    pass
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / "thesis.tex").write_text("precious")
+  with (
+    pytest.raises(UsageError, match="holds no config.json"),
+    workdir.claim(tmp_path, {}),
+  ):
+    pass
+  assert (tmp_path / "thesis.tex").read_text() == "precious"
+  assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+  place = tmp_path / "w"
+  with (
+    workdir.claim(place, {}),
+    pytest.raises(UsageError, match="in use by another"),
+    workdir.claim(place, {}),
+  ):
+    pass
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("")
+  with (
+    pytest.raises(UsageError, match="file"),
+    workdir.claim(file / "w", {}),
+  ):
+    pass
+
+
+def test_finished_is_the_result_or_none(tmp_path):
+  assert workdir.finished(tmp_path) is None
+  (tmp_path / "result.json").write_text('{"accuracy_last": 1}')
+  assert workdir.finished(tmp_path) == {"accuracy_last": 1}
