@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from dfkt_jax.errors import UsageError
 
@@ -56,8 +57,11 @@ def split(tree: Any) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts every array of the tree on every device of the mesh."""
   sharding = NamedSharding(mesh, PartitionSpec())
-  # A put may alias its input, which a later donation would then delete.
-  return jax.device_put(tree, sharding, may_alias=False)
+  # A put may alias its input (in jax 0.10 even when told not to), which a later
+  # donation would then delete: only a copy on the host is safe.
+  return jax.tree.map(
+    lambda x: jax.device_put(np.array(x), sharding), jax.device_get(tree)
+  )
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:

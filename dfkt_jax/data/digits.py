@@ -1,5 +1,7 @@
 """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels."""
 
+from typing import Any
+
 import numpy as np
 
 from dfkt_jax.data.dataset import Dataset
@@ -11,7 +13,7 @@ def read(name: str, split: str) -> Dataset:
   """`train` (1,297) or `test` (500), a fixed split with even classes."""
   from sklearn.datasets import load_digits
 
-  digits = load_digits()
+  digits: Any = load_digits()
   images = np.round(digits["images"] / 16 * 255).astype(np.uint8)[..., None]
   labels = digits["target"].astype(np.int32)
   held_out = _held_out(labels)

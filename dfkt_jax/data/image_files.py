@@ -92,15 +92,16 @@ def _labels(place, members):
     classes = tuple(sorted(set(parents)))
     index = {name: label for label, name in enumerate(classes)}
     return classes, np.array([index[name] for name in parents], np.int32)
-  numbers = [
+  found = [
     re.match(r"(\d{1,9})_", PurePosixPath(member).name) for member in members
   ]
-  if any(parents) or not all(numbers):
+  numbers = [int(match[1]) for match in found if match]
+  if any(parents) or len(numbers) < len(members):
     raise UsageError(
       f"{place}: the class of some images is not told: expected CLASS/NAME for"
       " all, or names such as 0007_NAME with the class in front"
     )
-  return (), np.array([int(number[1]) for number in numbers], np.int32)
+  return (), np.array(numbers, np.int32)
 
 
 def _decode(place, member, raw, size):

@@ -1,0 +1,49 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkt_jax.loops import Loops
+
+
+def body(carry, index, factor):
+  carry = carry + factor * index
+  return carry, {"carry": carry}
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+def test_repeat_is_a_loop(rolled):
+  repeat = Loops(rolled).whole(Loops(rolled).repeat(body, 4))
+  carry, infos = repeat(jnp.float32(1.0), 3, 2.0)
+  expected = 1.0 + 2.0 * np.cumsum([3, 4, 5, 6])
+  assert carry == expected[-1]
+  np.testing.assert_array_equal(infos["carry"], expected)
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+def test_the_carry_is_donated(rolled):
+  repeat = Loops(rolled).whole(Loops(rolled).repeat(body, 2))
+  carry = jnp.zeros(1024)
+  repeat(carry, 0, 1.0)
+  assert carry.is_deleted()
+
+
+def test_a_loop_is_a_scan_except_on_cpu():
+  assert Loops.for_backend().rolled == (jax.default_backend() != "cpu")
+
+
+def test_one_compilation_serves_all_indices():
+  for rolled in (False, True):
+    count = 0
+
+    def counted(carry, index, factor):
+      nonlocal count
+      count += 1
+      return body(carry, index, factor)
+
+    loops = Loops(rolled)
+    repeat = loops.whole(loops.repeat(counted, 3))
+    carry = jnp.float32(0.0)
+    for start in (0, 3, 6):
+      carry, _ = repeat(carry, start, 1.0)
+    assert count == 1

@@ -1,0 +1,41 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dfkt_jax import parallel
+from dfkt_jax.errors import UsageError
+
+
+def test_noise_drawn_inside_jit_is_split():
+  mesh = parallel.make_mesh(8)
+  draw = lambda key: parallel.split(jax.random.normal(key, (16, 3)))
+  with jax.set_mesh(mesh):
+    noise = jax.jit(draw)(jax.random.key(0))
+  assert {shard.data.shape for shard in noise.addressable_shards} == {(2, 3)}
+  alone = jax.jit(draw)(jax.random.key(0))
+  assert (noise == alone).all()
+
+
+def test_what_does_not_divide_is_left_alone():
+  mesh = parallel.make_mesh(8)
+  with jax.set_mesh(mesh):
+    odd, scalar = jax.jit(lambda: parallel.split((jnp.ones(9), jnp.ones(()))))()
+    batch = parallel.put_batch((jnp.ones((16, 2)), jnp.ones(3)), mesh)
+  assert odd.shape == (9,)
+  assert scalar.shape == ()
+  assert not batch[0].is_fully_replicated
+  assert batch[1].is_fully_replicated
+
+
+def test_replicated_arrays_survive_the_donation_of_their_source():
+  mesh = parallel.make_mesh(8)
+  source = jnp.arange(4.0)
+  copy = parallel.replicate(source, mesh)
+  jax.jit(lambda x: x + 1, donate_argnums=0)(copy)
+  assert source.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [0, 9, -1])
+def test_devices_that_are_not_there(count):
+  with pytest.raises(UsageError, match="8 cpu device"):
+    parallel.make_mesh(count)

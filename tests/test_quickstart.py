@@ -1,0 +1,95 @@
+"""The whole way on real digits: quickstart's promise, and a floor a method."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from dfkt_jax import data, evaluate, teachers
+
+pytestmark = pytest.mark.slow
+
+
+def dfkt(*words) -> str:
+  """Runs a command as a user does, on one device; what it printed."""
+  done = subprocess.run(
+    [sys.executable, "-m", "dfkt_jax", *map(str, words)],
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+  place = tmp_path_factory.mktemp("quickstart") / "q"
+  dfkt("quickstart", "--workdir", place)
+  return place
+
+
+def result(workdir: Path) -> dict:
+  return json.loads((workdir / "result.json").read_text())
+
+
+def test_data_free_beats_noise_and_nears_the_teacher(place):
+  table = result(place / "data-free")["table"]
+  teacher, with_data, free, noise = (row["accuracy"] for row in table)
+  assert teacher > 0.97
+  assert with_data > 0.96
+  assert free > 0.96
+  assert free > noise + 0.05
+  assert table[2]["parameters"] < 0.26 * table[0]["parameters"]
+
+
+def test_the_report_shows_the_digits_and_the_comparison(place):
+  page = (place / "report.html").read_text()
+  assert "data:image/png;base64" in page
+  assert "the teacher alone" in page
+
+
+def test_the_student_never_saw_the_data(place):
+  config = json.loads((place / "data-free" / "config.json").read_text())
+  assert config["teacher"] == str(place / "teacher" / "network")
+  assert "digits/train" not in json.dumps(config)
+  assert config["eval_dataset"] == "digits/test"
+
+
+def test_the_student_on_disk_is_the_one_of_the_table(place):
+  student, _ = teachers.load(place / "data-free" / "student")
+  figures = evaluate.evaluate(student, data.load("digits/test"))
+  free = result(place / "data-free")
+  assert figures["accuracy"] == free["accuracy_last"]
+  assert free["accuracy_best"] >= free["accuracy_last"]
+
+
+def test_an_independent_network_reads_inverted_digits(place, tmp_path):
+  printed = dfkt(
+    *("synthesize", "deep-inversion", "--num-images", 100, "--steps", 150),
+    *("--synthesis-batch-size", 100, "--jitter", 1),
+    *("--teacher", place / "teacher" / "network"),
+    *("--verifier", place / "student-with-data" / "network"),
+    *("--workdir", tmp_path / "w"),
+  )
+  assert "verifier_accuracy_on_targets" in printed
+  figures = result(tmp_path / "w")
+  assert figures["teacher_accuracy_on_targets"] > 0.95
+  assert figures["verifier_accuracy_on_targets"] > 0.6  # chance is 0.1
+
+
+def test_deep_inversion_teaches_a_student(place, tmp_path):
+  dfkt(
+    *("distill", "deep-inversion", "--student", "convnet-half"),
+    *("--teacher", place / "teacher" / "network", "--workdir", tmp_path / "w"),
+    *("--eval-dataset", "digits/test", "--synthesis-batch-size", 128),
+    *("--batch-size", 128, "--synthesis-steps", 100, "--student-steps", 100),
+    *("--steps", 800, "--pool-size", 1024, "--jitter", 1, "--flip", "False"),
+    *("--crop-padding", 1, "--temperature", 4),
+  )
+  noise = result(place / "noise")["accuracy_last"]
+  assert result(tmp_path / "w")["accuracy_last"] > max(0.85, noise)
