@@ -47,6 +47,7 @@ def drive(
   observe: Callable[[Any, int], Mapping[str, float]],
   observe_every: int,
   images_per_round: int,
+  steps_per_round: int = 1,
 ) -> tuple[Any, Pace]:
   """Runs rounds 0 .. rounds - 1, resuming from the newest checkpoint.
 
@@ -56,6 +57,7 @@ def drive(
       NamedTuple of f32[steps].
     observe: (state, rounds done) -> metrics; called every `observe_every`
       rounds and after the last one.
+    steps_per_round: what the log counts a round as.
 
   Raises:
     DfktError: a loss term is not finite; the last checkpoint is from before.
@@ -75,12 +77,19 @@ def drive(
       MetricsWriter(
         options.workdir,
         tensorboard=options.tensorboard,
-        resume_step=done or -1,
+        resume_step=done * steps_per_round or -1,
       )
     )
-    progress = stack.enter_context(Progress(title, total=rounds, initial=done))
+    progress = stack.enter_context(
+      Progress(
+        title, total=rounds * steps_per_round, initial=done * steps_per_round
+      )
+    )
     if done:
-      progress.say(f"resuming after round {done} of {rounds}")
+      progress.say(
+        f"resuming after step {done * steps_per_round} of"
+        f" {rounds * steps_per_round}"
+      )
     clock = _Clock(wall)
     saved_at = time.monotonic()
     pending: tuple[int, Any] | None = None
@@ -100,9 +109,9 @@ def drive(
       if logging:
         losses = _means(infos)
         metrics = {**losses, **(observe(state, done) if observing else {})}
-        writer.write(done, metrics)
+        writer.write(done * steps_per_round, metrics)
         progress.update(
-          done,
+          done * steps_per_round,
           _headline(infos, metrics),
           images_per_second=clock.pace * images_per_round,
         )
@@ -112,8 +121,9 @@ def drive(
         saved_at = time.monotonic()
       if stop.is_set() and done < rounds:
         raise Preempted(
-          f"stopped after round {done} of {rounds} and saved: run the same"
-          " command again to go on"
+          f"stopped after step {done * steps_per_round} of"
+          f" {rounds * steps_per_round} and saved: run the same command again"
+          " to go on"
         )
     return state, Pace(clock.wall, clock.pace)
 

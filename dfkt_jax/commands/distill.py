@@ -147,7 +147,8 @@ def _train(
   def observe(state, done):
     grid = images.grid(jax.device_get(preview(key, state)).images)
     if jax.process_index() == 0:
-      images.save_png(options.workdir / "images" / f"{done:06d}.png", grid)
+      name = f"{done * transfer.student_steps:06d}.png"
+      images.save_png(options.workdir / "images" / name, grid)
     if evaluation is None:
       return {}
     metrics = evaluation(state.learner.student)
@@ -162,6 +163,7 @@ def _train(
     observe=observe,
     observe_every=max(1, transfer.rounds // max(1, config.evaluations)),
     images_per_round=_images_per_round(config),
+    steps_per_round=transfer.student_steps,
   )
 
 

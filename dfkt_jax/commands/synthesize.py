@@ -133,6 +133,7 @@ def _run(config, options, teacher, student, verifier):
     observe=observe,
     observe_every=chunks,
     images_per_round=chunk * batch,
+    steps_per_round=chunk,
   )
   return _finish(config, options, layout, pace, chunk * batch, steps)
 

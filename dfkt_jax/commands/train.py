@@ -168,5 +168,6 @@ def train(
     observe=observe,
     observe_every=max(1, rounds // max(1, evaluations)),
     images_per_round=STEPS_PER_ROUND * recipe.batch_size,
+    steps_per_round=STEPS_PER_ROUND,
   )
   return state.network, pace
