@@ -163,7 +163,9 @@ def test_train_a_teacher(digits, tmp_path):
   )
   result = json.loads((work / "result.json").read_text())
   assert result["accuracy_last"] > 0.6
-  _, card = teachers.load(work / "network")
+  # The workdir stands for the network that it made.
+  assert teachers.digest(work) == teachers.digest(work / "network")
+  _, card = teachers.load(work)
   assert card.arch == "convnet-half"
 
 
@@ -324,6 +326,9 @@ def test_refusals_of_words(teacher, tmp_path, capsys):
   assert "'resnet-21' is unknown" in no(*distill, "--student", "resnet-21")
   assert "--steps is 0" in no(
     *distill, "--student", "convnet-half", "--steps", "0"
+  )
+  assert "--pool-size is 8 and a round makes 256" in no(
+    *(*distill, "--student", "convnet-half", "--pool-size", "8")
   )
   assert "cifar11" in no(
     *(*distill, "--student", "convnet-half", "--eval-dataset", "cifar11")

@@ -80,7 +80,7 @@ def _run(config: Distill, options: RunOptions) -> dict:
   init = functools.partial(
     _init, config, models.build(config.student, spec.classes)
   )
-  _check_transfer(config.transfer)
+  _check_counts(config.method, config.transfer)
   key = jax.random.key(config.seed)
   jax.eval_shape(init, key, teacher)
   dataset = None
@@ -110,17 +110,28 @@ def _init(config, module, key, teacher):
   return transfers.init(key, config.method, config.transfer, teacher, student)
 
 
-def _check_transfer(transfer: Transfer) -> None:
+def _check_counts(method: Synthesizer, transfer: Transfer) -> None:
   """Refuses counts that describe no run."""
+  made = transfers.images_per_step(method, transfer)
   counts = {
     "--steps": transfer.kd.steps,
     "--batch-size": transfer.batch_size,
     "--synthesis-steps": transfer.synthesis_steps,
     "--student-steps": transfer.student_steps,
+    "--synthesis-batch-size": made,
   }
   for flag, count in counts.items():
     if count < 1:
       raise UsageError(f"{flag} is {count}: give a whole number from 1 up")
+  if transfer.warmup_rounds < 0:
+    raise UsageError(
+      f"--warmup-rounds is {transfer.warmup_rounds}: give 0 or more"
+    )
+  if transfer.pool_size and transfer.pool_size < made:
+    raise UsageError(
+      f"--pool-size is {transfer.pool_size} and a round makes {made} images:"
+      f" give {made} or more, or 0 for no pool"
+    )
 
 
 def _train(

@@ -12,7 +12,14 @@ def padded_batches(
 
   The last batch is filled up with zeros, where the mask is False, so that a
   compiled function sees one shape.
+
+  Raises:
+    ValueError: not as many labels as images, or a batch_size below 1.
   """
+  if len(images) != len(labels) or batch_size < 1:
+    raise ValueError(
+      f"{len(images)} images, {len(labels)} labels, batch_size {batch_size}"
+    )
   for start in range(0, len(images), batch_size):
     chosen = images[start : start + batch_size], labels[start:][:batch_size]
     count = len(chosen[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 import io
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 import re
 import zipfile
 import zlib
@@ -17,17 +17,28 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # An image file inflated past this is no image that belongs here.
 LARGEST = 256 * 2**20
 
+# What a folder or a zip file raises for a member that it cannot give.
+_UNREADABLE = (
+  *(OSError, EOFError, RuntimeError, zlib.error),
+  zipfile.BadZipFile,
+)
+
 Size = tuple[int, int] | None
 
 
 def read_folder(name: str, folder: Path, size: Size) -> Dataset:
-  """CLASS/NAME.jpg below a folder."""
+  """CLASS/NAME.jpg below a folder, or 0007_NAME.jpg as in `read_zip`.
+
+  Raises:
+    UsageError: it has no images, one cannot be read, their sizes differ with no
+      `size` to bring them to, or their classes are not clear.
+  """
   if not folder.is_dir():
     raise UsageError(f"folder:{folder} is not a folder: give one of images")
   paths = {
     path.relative_to(folder).as_posix(): path
     for path in sorted(folder.rglob("*"))
-    if path.suffix.lower() in ENDINGS and path.is_file()
+    if _is_image(path.relative_to(folder)) and path.is_file()
   }
   return _dataset(name, folder, paths, lambda m: paths[m].read_bytes(), size)
 
@@ -35,7 +46,8 @@ def read_folder(name: str, folder: Path, size: Size) -> Dataset:
 def read_zip(name: str, path: Path, size: Size) -> Dataset:
   """CLASS/NAME.jpg in a zip file, or 0007_NAME.jpg with the class in front.
 
-  Nothing is unpacked to disk.
+  Nothing is unpacked to disk. Raises as `read_folder`, and a UsageError for
+  what is no zip file or would unpack to an absurd size.
   """
   if not path.exists():
     raise UsageError(f"{path} does not exist: give zip:FILE with its path")
@@ -44,7 +56,7 @@ def read_zip(name: str, path: Path, size: Size) -> Dataset:
       infos = {
         info.filename: info
         for info in archive.infolist()
-        if PurePosixPath(info.filename).suffix.lower() in ENDINGS
+        if _is_image(PurePosixPath(info.filename))
       }
       too_large = [n for n, info in infos.items() if info.file_size > LARGEST]
       if too_large:
@@ -75,7 +87,10 @@ def _dataset(
       f" {', '.join(ENDINGS)}"
     )
   classes, labels = _labels(place, members)
-  images = [_decode(place, member, read(member), size) for member in members]
+  images = [
+    _decode(place, member, _bytes(place, member, read), size)
+    for member in members
+  ]
   shapes = sorted({image.shape[:2] for image in images})
   if len(shapes) > 1:
     raise UsageError(
@@ -85,10 +100,26 @@ def _dataset(
   return Dataset(name, np.stack(images), labels, classes)
 
 
+def _is_image(path: PurePath) -> bool:
+  """By its ending; hidden files, such as macOS adds to zips, are none."""
+  hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+  return path.suffix.lower() in ENDINGS and not hidden
+
+
+def _bytes(place, member, read):
+  try:
+    return read(member)
+  except _UNREADABLE as error:
+    raise UsageError(
+      f"{place}: {member} cannot be read ({error}): mend or remove it"
+    ) from error
+
+
 def _labels(place, members):
   """Class names and i32[n] from folders, or from numbers in front of names."""
   parents = [PurePosixPath(member).parent.name for member in members]
   if all(parents):
+    _check_folders(place, members)
     classes = tuple(sorted(set(parents)))
     index = {name: label for label, name in enumerate(classes)}
     return classes, np.array([index[name] for name in parents], np.int32)
@@ -104,12 +135,28 @@ def _labels(place, members):
   return (), np.array(numbers, np.int32)
 
 
+def _check_folders(place, members):
+  """Refuses N/images/x.jpg, where the last folder does not tell the class."""
+  first = {}
+  for folder in sorted({PurePosixPath(member).parent for member in members}):
+    other = first.setdefault(folder.name, folder)
+    if other != folder:
+      raise UsageError(
+        f"{place} has both {other} and {folder}: expected CLASS/NAME with each"
+        " class in one folder; name one of them, or move the images"
+      )
+
+
 def _decode(place, member, raw, size):
   """uint8[height, width, 3]."""
   from PIL import Image
 
   try:
-    picture = Image.open(io.BytesIO(raw)).convert("RGB")
+    picture = Image.open(io.BytesIO(raw))
+    # Pillow clips these to 8 bits, which leaves them white.
+    if picture.mode.startswith(("I", "F")):
+      raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
+    picture = picture.convert("RGB")
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
     raise UsageError(
       f"{place}: {member} is not an image that can be read ({e}): mend or"

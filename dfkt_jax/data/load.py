@@ -40,8 +40,9 @@ EXPECTED = (
 def load(text: str, size: Size = None) -> Dataset:
   """The dataset of a text such as npz:digits.npz/test[:500].
 
-  Without a split it is the held-out one where there is a split, and everything
-  otherwise. `size` (height, width) is what folder: and zip: resize and crop
+  Without a split it is the held-out one, `test`, where there is a split, and
+  everything otherwise: folders, zip files, and npz files without an array
+  `train`. `size` (height, width) is what folder: and zip: resize and crop
   their images to while they read them.
 
   Raises:

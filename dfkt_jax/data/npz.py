@@ -2,6 +2,7 @@
 
 from pathlib import Path
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -14,6 +15,8 @@ EXPECTED = (
   " labels [n] of whole numbers from 0, and perhaps train bool [n] and"
   " class_names"
 )
+# What NumPy raises for bytes that are no arrays, or want to be pickles.
+_BROKEN = (ValueError, EOFError, KeyError, TypeError, RuntimeError)
 
 
 def read(name: str, path: Path, split: str | None) -> Dataset:
@@ -32,7 +35,7 @@ def read(name: str, path: Path, split: str | None) -> Dataset:
     )
   images = images[..., None] if images.ndim == 3 else images
   _check(path, images, labels)
-  names = tuple(str(n) for n in arrays.get("class_names", ()))
+  names = _names(path, arrays.get("class_names"), labels)
   labels = labels.astype(np.int32)
   train = arrays.get("train")
   if train is None:
@@ -61,7 +64,7 @@ def _arrays(path):
     ) from error
   except OSError as error:
     raise files.unreadable(path, error) from error
-  except (ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError) as e:
+  except (*_BROKEN, zipfile.BadZipFile, zlib.error) as e:
     raise UsageError(
       f"{path} is not a whole .npz file ({e}): {EXPECTED}"
     ) from e
@@ -72,6 +75,7 @@ def _check(path, images, labels):
     images.dtype == np.uint8
     and images.ndim == 4
     and images.shape[-1] in (1, 3)
+    and 0 not in images.shape[1:]
     and labels.ndim == 1
     and np.issubdtype(labels.dtype, np.integer)
     and len(images) == len(labels)
@@ -81,5 +85,23 @@ def _check(path, images, labels):
       f"{path} has images {images.dtype} {list(images.shape)} and labels"
       f" {labels.dtype} {list(labels.shape)}: {EXPECTED}"
     )
-  if len(labels) and labels.min() < 0:
-    raise UsageError(f"{path} has a label {labels.min()}: {EXPECTED}")
+  for label in (labels.min(), labels.max()) if len(labels) else ():
+    if not 0 <= label <= np.iinfo(np.int32).max:
+      raise UsageError(f"{path} has a label {label}: {EXPECTED}")
+
+
+def _names(path, names, labels):
+  if names is None:
+    return ()
+  if names.ndim != 1 or names.dtype.kind not in "US":
+    raise UsageError(
+      f"{path}: class_names is {names.dtype} {list(names.shape)}, expected"
+      " strings [classes]: write it again"
+    )
+  if len(labels) and labels.max() >= len(names):
+    raise UsageError(
+      f"{path} has a label {labels.max()} and {len(names)} class_names:"
+      " expected one for each class; add the rest or leave class_names out"
+    )
+  texts = np.char.decode(names) if names.dtype.kind == "S" else names
+  return tuple(texts.tolist())

@@ -15,10 +15,12 @@ from dfkt_jax.errors import UsageError
 def read(name: str, source: str, split: str | None) -> Dataset:
   """A dataset by catalogue name, or by the directory it was prepared in.
 
-  Without a split: `test` where there is one, else the only one.
+  Without a split: `test` where there is one, else the only one. Image and label
+  are the supervised keys, or the features of these names or of these kinds.
 
   Raises:
-    UsageError: it is not prepared, has no such split, or no image and label.
+    UsageError: it is not prepared, cannot be read, has no such split, or no
+      uint8 image and whole-number label.
   """
   builder = _builder(source)
   splits = list(builder.info.splits)
@@ -34,36 +36,42 @@ def read(name: str, source: str, split: str | None) -> Dataset:
       f"tfds:{source} has no split {split!r}: expected one of"
       f" {', '.join(splits)}"
     )
-  image, label = _keys(source, builder.info.features)
+  image, label = _keys(source, builder.info)
+  _check(source, builder.info.features, image, label)
   try:
     data = builder.as_data_source(split)
+  except ImportError as error:
+    raise _not_installed(source, error) from error
   except (NotImplementedError, ValueError, FileNotFoundError) as error:
     raise UsageError(
       f"tfds:{source} is not in ArrayRecord form"
-      f" ({str(error).splitlines()[0]}): prepare it with"
+      f" ({_first_line(error)}): prepare it with"
       " file_format='array_record'"
     ) from error
-  examples = [data[index] for index in range(len(data))]
-  images = [np.asarray(example[image]) for example in examples]
-  images = [x[..., None] if x.ndim == 2 else x for x in images]
+  pairs = _pairs(source, builder, data, image, label)
+  images = [x[..., None] if x.ndim == 2 else x for x, _ in pairs]
   if len({x.shape for x in images}) > 1:
     raise UsageError(
       f"tfds:{source} has images of several sizes: expected one; prepare it"
       " with images resized"
     )
-  labels = np.array([int(example[label]) for example in examples], np.int32)
-  names = _names(builder.info.features[label])
-  return Dataset(name, np.stack(images).astype(np.uint8), labels, names)
+  if not images or images[0].ndim != 3 or images[0].shape[-1] not in (1, 3):
+    raise UsageError(
+      f"tfds:{source}/{split} has {len(images)} images"
+      f" {list(images[0].shape) if images else ''}: expected some of [height,"
+      " width, 1 or 3]; name another split or prepare it anew"
+    )
+  labels = np.array([y for _, y in pairs], np.int32)
+  return Dataset(
+    name, np.stack(images), labels, _names(builder.info.features[label])
+  )
 
 
 def _builder(source: str) -> Any:
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:
-    raise UsageError(
-      f"tfds:{source} needs tensorflow-datasets ({error}): run pip install"
-      " tensorflow-datasets grain importlib_resources"
-    ) from error
+    raise _not_installed(source, error) from error
   try:
     if Path(source).is_dir():
       return tfds.builder_from_directory(source)
@@ -71,7 +79,7 @@ def _builder(source: str) -> Any:
   except Exception as error:  # tfds raises a dozen kinds
     raise UsageError(
       f"tfds:{source} is no dataset that tfds knows"
-      f" ({str(error).splitlines()[0][:200]}): give a catalogue name or the"
+      f" ({_first_line(error)}): give a catalogue name or the"
       " directory of a prepared dataset"
     ) from error
   if not Path(str(builder.data_dir)).is_dir():
@@ -82,9 +90,23 @@ def _builder(source: str) -> Any:
   return builder
 
 
-def _keys(source, features):
+def _not_installed(source, error):
+  return UsageError(
+    f"tfds:{source} needs tensorflow-datasets and array_record ({error}): run"
+    " pip install tensorflow-datasets grain importlib_resources"
+  )
+
+
+def _keys(source, info):
   """The names of the image and of the label among the features."""
   import tensorflow_datasets as tfds
+
+  features, supervised = info.features, info.supervised_keys or ()
+  # They may nest, where several features are one input.
+  if len(supervised) == 2 and all(
+    isinstance(key, str) and key in features for key in supervised
+  ):
+    return supervised
 
   def find(usual, kind):
     if usual in features:
@@ -94,13 +116,39 @@ def _keys(source, features):
     ]
     if len(fitting) != 1:
       raise UsageError(
-        f"tfds:{source} has the features {', '.join(features)}: expected"
-        f" {usual!r} among them"
+        f"tfds:{source} has the features {', '.join(sorted(features))}:"
+        f" expected {usual!r} among them"
       )
     return fitting[0]
 
   image = find("image", tfds.features.Image)
   return image, find("label", tfds.features.ClassLabel)
+
+
+def _check(source, features, image, label):
+  image_type = np.dtype(features[image].np_dtype)
+  label_type = np.dtype(features[label].np_dtype)
+  if image_type != np.uint8 or label_type.kind not in "iu":
+    raise UsageError(
+      f"tfds:{source} has {image!r} of {image_type} and {label!r} of"
+      f" {label_type}: expected uint8 and whole numbers; prepare it with those"
+    )
+
+
+def _pairs(source, builder, data, image, label):
+  """(uint8 image, int label) of every example."""
+  try:
+    examples = (data[index] for index in range(len(data)))
+    return [(np.asarray(x[image]), int(x[label])) for x in examples]
+  except Exception as error:  # tfds, ArrayRecord and decoders: a dozen kinds
+    raise UsageError(
+      f"tfds:{source} cannot be read from {builder.data_dir}"
+      f" ({_first_line(error)}): prepare it again"
+    ) from error
+
+
+def _first_line(error):
+  return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _names(feature):

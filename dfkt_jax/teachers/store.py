@@ -32,6 +32,8 @@ from dfkt_jax.teachers.convert import abstract_variables
 FORMAT = 1
 CARD = "card.json"
 WEIGHTS = "weights.safetensors"
+# Where the workdir of a run keeps the network it made.
+IN_WORKDIR = ("network", "student")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +131,15 @@ def save(
 def load(directory: FilePath) -> tuple[Network, Card]:
   """The network and its card, everything checked.
 
+  The workdir of a finished run stands for the network in it.
+
   Raises:
     UsageError: there is no network at `directory`, or its card or its weights
       are not what `save` wrote.
   """
+  directory = _network_of(directory)
   card = read_card(directory)
-  path = Path(directory) / WEIGHTS
+  path = directory / WEIGHTS
   found = files.sha256(path)
   if found != card.weights_sha256:
     raise UsageError(
@@ -144,7 +149,7 @@ def load(directory: FilePath) -> tuple[Network, Card]:
   try:
     module = build(card.arch, card.input.classes)
   except UsageError as error:
-    raise UsageError(f"{Path(directory) / CARD}: {error}") from error
+    raise UsageError(f"{directory / CARD}: {error}") from error
   flat = _read_weights(path)
   _check_shapes(flat, module, card, path)
   variables = traverse_util.unflatten_dict(
@@ -159,7 +164,7 @@ def read_card(directory: FilePath) -> Card:
   Raises:
     UsageError: there is no network at `directory`, or its card is corrupted.
   """
-  path = Path(directory) / CARD
+  path = _network_of(directory) / CARD
   try:
     exists, is_network = Path(directory).exists(), path.is_file()
   except OSError as error:
@@ -175,6 +180,16 @@ def read_card(directory: FilePath) -> Card:
       " expected one that 'dfkt teacher import' or 'dfkt teacher train' wrote."
     )
   return _parse_card(files.read_json(path), path)
+
+
+def _network_of(directory: FilePath) -> Path:
+  """The directory itself, or where a workdir keeps the network it made."""
+  path = Path(directory)
+  if path.is_dir() and not (path / CARD).exists():
+    for name in IN_WORKDIR:
+      if (path / name / CARD).is_file():
+        return path / name
+  return path
 
 
 def digest(directory: FilePath) -> str:

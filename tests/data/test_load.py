@@ -250,13 +250,3 @@ def test_fit():
     data.Dataset("made", stripes, np.zeros(1, np.int32)), 4, 4, 1
   )
   assert np.abs(halved.images[:, :, 1:-1].astype(int) - 100).max() < 30
-
-
-def test_padded_batches_have_one_shape():
-  images = np.arange(7 * 4, dtype=np.uint8).reshape(7, 2, 2, 1)
-  labels = np.arange(7, dtype=np.int32)
-  batches = list(data.padded_batches(images, labels, 3))
-  assert [mask.sum() for _, _, mask in batches] == [3, 3, 1]
-  assert {x.shape for x, _, _ in batches} == {(3, 2, 2, 1)}
-  seen = np.concatenate([y[mask] for _, y, mask in batches])
-  np.testing.assert_array_equal(seen, labels)

@@ -139,14 +139,21 @@ def test_the_student_comes_closer_to_the_teacher():
   assert last.distance[-1] < first.distance[0]
 
 
-def test_no_recompilation_after_the_first_round():
-  method, recipe = METHODS["pool"]
-  teacher = tiny()
-  state = transfers.init(KEY, method, recipe, teacher, tiny(1))
-  step = transfers.make_round(method, recipe, Loops(rolled=True))
-  for index in range(3):
-    state, _ = step(state, index, KEY, teacher)
+@pytest.mark.parametrize("name", METHODS)
+def test_no_recompilation_after_the_first_round(name):
+  method, recipe = METHODS[name]
+  mesh = parallel.make_mesh(8)
+  with jax.set_mesh(mesh):
+    networks = parallel.replicate((tiny(), tiny(1)), mesh)
+    init = lambda *networks: transfers.init(KEY, method, recipe, *networks)
+    state = jax.jit(init)(*networks)
+    step = transfers.make_round(method, recipe, Loops(rolled=True))
+    for index in range(3):
+      state, _ = step(state, index, KEY, networks[0])
   assert step._cache_size() == 1
+  if state.pool is not None:
+    assert not state.pool.images.is_fully_replicated
+    assert not state.synthesis.best_images.is_fully_replicated
 
 
 def test_preview_shows_what_the_student_learns_from():

@@ -200,6 +200,18 @@ def test_vmap_over_seeds_equals_one_at_a_time():
   np.testing.assert_allclose(together[1][1], apart[1], rtol=1e-4)
 
 
+def test_steps_are_pure_enough_for_pmap():
+  teacher = tiny()
+
+  def first_step(seed):
+    key = jax.random.key(seed)
+    state = METHOD.init(key, teacher, None)
+    return METHOD.step(key, state, teacher, None)[1].loss
+
+  losses = jax.pmap(first_step)(jnp.arange(2))
+  assert losses[1] == pytest.approx(float(jax.jit(first_step)(1)), rel=1e-4)
+
+
 def test_no_random_key_is_used_twice():
   with jax.debug_key_reuse(True):
     teacher = tiny()

@@ -1,0 +1,107 @@
+"""Image files that are not what they seem, and the measurement zip files."""
+
+import io
+import zipfile
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from dfkt_jax import data
+from dfkt_jax.data import image_files
+from dfkt_jax.errors import UsageError
+from tests.assets import shared_data
+
+
+def png(array):
+  buffer = io.BytesIO()
+  Image.fromarray(array).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+PLAIN = png(np.zeros((4, 4, 3), np.uint8))
+
+
+def write_zip(path, members):
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, raw in members.items():
+      archive.writestr(name, raw)
+  return path
+
+
+def refused(text, *parts):
+  with pytest.raises(UsageError) as error:
+    data.load(text)
+  for part in parts:
+    assert part in str(error.value)
+
+
+def test_hidden_files_are_no_images(tmp_path):
+  members = {"a/x.png": PLAIN, "__MACOSX/a/._x.png": b"-", "a/._x.png": b"-"}
+  dataset = data.load(f"zip:{write_zip(tmp_path / 'z.zip', members)}")
+  assert dataset.class_names == ("a",)
+  assert len(dataset.labels) == 1
+
+
+def test_classes_that_are_not_the_last_folder(tmp_path):
+  members = {"n1/images/x.png": PLAIN, "n2/images/y.png": PLAIN}
+  path = write_zip(tmp_path / "z.zip", members)
+  refused(f"zip:{path}", "z.zip", "n1/images and n2/images", "CLASS/NAME")
+
+
+def test_images_of_sixteen_bits(tmp_path):
+  wide = png(np.full((4, 4), 300, np.uint16))
+  path = write_zip(tmp_path / "z.zip", {"a/wide.png": wide})
+  refused(f"zip:{path}", "z.zip: a/wide.png", "8 bits a channel")
+
+
+def test_a_damaged_member_is_named(tmp_path):
+  noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+  path = write_zip(tmp_path / "z.zip", {"a/x.png": png(noise)})
+  raw = bytearray(path.read_bytes())
+  raw[60:80] = bytes(255 - byte for byte in raw[60:80])
+  path.write_bytes(raw)
+  refused(f"zip:{path}", "z.zip: a/x.png cannot be read", "mend or remove it")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "x.png").write_bytes(PLAIN)
+
+  def deny(path):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr("pathlib.Path.read_bytes", deny)
+  refused(f"folder:{tmp_path}", "a/x.png cannot be read", "Permission denied")
+
+
+def test_absurd_sizes(tmp_path, monkeypatch):
+  path = write_zip(tmp_path / "z.zip", {"a/x.bmp": bytes(2**20)})
+  monkeypatch.setattr(image_files, "LARGEST", 2**19)
+  refused(f"zip:{path}", "z.zip: a/x.bmp would unpack to", "remove it")
+
+
+def test_resizing_keeps_the_middle(tmp_path):
+  wide = np.zeros((4, 12, 3), np.uint8)
+  wide[:, 4:8] = 255
+  path = write_zip(tmp_path / "z.zip", {"a/x.png": png(wide)})
+  images = data.load(f"zip:{path}", (4, 4)).images
+  assert (images == 255).all()
+
+
+def test_the_real_zip_of_tiny_imagenet():
+  path = shared_data("tiny_imagenet_5000.zip")
+  dataset = data.load(f"zip:{path}")
+  assert dataset.images.shape == (5000, 64, 64, 3)
+  assert len(dataset.class_names) == dataset.labels.max() + 1 == 200
+  red, green, blue = np.moveaxis(dataset.images.astype(int), -1, 0)
+  grey = ((red == green) & (green == blue)).all((1, 2)).mean()
+  assert 0.01 < grey < 0.03
+
+
+def test_the_class_index_of_the_real_photos():
+  path = shared_data("imagenet_sample_200.zip")
+  with zipfile.ZipFile(path) as archive:
+    names = sorted(n for n in archive.namelist() if n.endswith(".JPEG"))
+  dataset = data.load(f"zip:{path}[:3]")
+  assert dataset.labels.tolist() == [int(name[:4]) for name in names[:3]]
