@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import os
 from pathlib import Path
+import re
 import sys
 from typing import Any, Literal
 
@@ -126,58 +127,57 @@ def _method_name(command: str, args: list[str]) -> tuple[str, list[str]]:
   )
 
 
-def _options_and(kind: Any) -> Any:
-  """A dataclass of an experiment and how to carry it out, flags unprefixed."""
+def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
+  """Fills an experiment and how to run it from flags, runs it, shows it.
+
+  Args:
+    kind: the experiment's type, its method's filled in where it has one.
+    default: of the experiment, tyro.MISSING for what has to be given.
+  """
+  from dfkt_jax.commands.show import show_result
   from dfkt_jax.driver import RunOptions
 
-  command = dataclasses.make_dataclass(
-    kind.__name__, [("experiment", kind), ("options", RunOptions)], frozen=True
+  # The names of these two fields are what --help puts above their flags.
+  name = command.split()[0]
+  both = dataclasses.make_dataclass(
+    kind.__name__, [(name, kind), ("run", RunOptions)], frozen=True
   )
-  command.__doc__ = kind.__doc__
-  return command
+  both.__doc__ = kind.__doc__
+  options = RunOptions(workdir=tyro.MISSING)
+  filled = _parse(both, command, args, both(default, options))
+  result = getattr(filled, name).run(filled.run)
+  show_result(result, filled.run.workdir)
 
 
 def _distill(args: list[str]) -> None:
   from dfkt_jax import methods
   from dfkt_jax.commands.distill import Distill
-  from dfkt_jax.commands.show import show_result
   from dfkt_jax.distillation.kd import KD
   from dfkt_jax.distillation.transfer import Transfer
   from dfkt_jax.driver import RunOptions
 
   name, rest = _method_name("distill", args)
   method = methods.synthesizer(name)
-  default = _options_and(Distill[method])(
-    experiment=Distill(
-      method=_default(method, Distill, Transfer, KD, RunOptions),
-      transfer=methods.transfer_recipe(method),
-      teacher=tyro.MISSING,
-      student=tyro.MISSING,
-    ),
-    options=RunOptions(workdir=tyro.MISSING),
+  default = Distill(
+    method=_default(method, Distill, Transfer, KD, RunOptions),
+    transfer=methods.transfer_recipe(method),
+    teacher=tyro.MISSING,
+    student=tyro.MISSING,
   )
-  command = _parse(type(default), f"distill {name}", rest, default)
-  result = command.experiment.run(command.options)
-  show_result(result, command.options.workdir)
+  _carry_out(f"distill {name}", Distill[method], default, rest)
 
 
 def _synthesize(args: list[str]) -> None:
   from dfkt_jax import methods
-  from dfkt_jax.commands.show import show_result
   from dfkt_jax.commands.synthesize import Synthesize
   from dfkt_jax.driver import RunOptions
 
   name, rest = _method_name("synthesize", args)
   method = methods.synthesizer(name)
-  default = _options_and(Synthesize[method])(
-    experiment=Synthesize(
-      method=_default(method, Synthesize, RunOptions), teacher=tyro.MISSING
-    ),
-    options=RunOptions(workdir=tyro.MISSING),
+  default = Synthesize(
+    method=_default(method, Synthesize, RunOptions), teacher=tyro.MISSING
   )
-  command = _parse(type(default), f"synthesize {name}", rest, default)
-  result = command.experiment.run(command.options)
-  show_result(result, command.options.workdir)
+  _carry_out(f"synthesize {name}", Synthesize[method], default, rest)
 
 
 def _default(method: type, *others: type) -> Any:
@@ -199,103 +199,34 @@ def _default(method: type, *others: type) -> Any:
 
 
 def _train(args: list[str]) -> None:
-  from dfkt_jax.commands.show import show_result
   from dfkt_jax.commands.train import TrainTeacher
   from dfkt_jax.distillation.supervised import Supervised
-  from dfkt_jax.driver import RunOptions
 
-  default = _options_and(TrainTeacher)(
-    experiment=TrainTeacher(
-      recipe=Supervised(), arch=tyro.MISSING, dataset=tyro.MISSING
-    ),
-    options=RunOptions(workdir=tyro.MISSING),
+  default = TrainTeacher(
+    recipe=Supervised(), arch=tyro.MISSING, dataset=tyro.MISSING
   )
-  # The design calls the folder --out here.
-  args = ["--workdir" if arg == "--out" else arg for arg in args]
-  command = _parse(type(default), "teacher train", args, default)
-  result = command.experiment.run(command.options)
-  show_result(result, command.options.workdir)
-
-
-@dataclasses.dataclass(frozen=True)
-class Import:
-  """Converts a PyTorch checkpoint file into a network directory.
-
-  Reads .safetensors and torch files without torch and without running any code
-  in them; every key and shape is checked.
-  """
-
-  file: Positional[Path]  # .safetensors, .pt, .pth or .th
-  arch: str  # see 'dfkt list archs'
-  out: Path  # the directory to write
-  preset: str | None = None  # input and naming, see 'dfkt list presets'
-  entry: str | None = None  # which state dict, where the file holds several
+  # --out as in 'teacher import': the workdir stands for the network in it.
+  args = [re.sub(r"^--out(?=$|=)", "--workdir", arg) for arg in args]
+  _carry_out("teacher train", TrainTeacher, default, args)
 
 
 def _import(args: list[str]) -> None:
-  from dfkt_jax import teachers
+  from dfkt_jax.commands.networks import Import
 
-  command = _parse(Import, "teacher import", args)
-  network, card = teachers.import_file(
-    command.file, command.arch, command.preset, command.entry
-  )
-  teachers.save(command.out, network, card)
-  spec = network.spec
-  _say(
-    f"{command.out}: {card.arch}, {card.parameters:,} parameters,"
-    f" {spec.height}x{spec.width}x{spec.channels}, {spec.classes} classes,"
-    f" sha256 {str(card.source_sha256)[:12]}"
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-  """Accuracy, per-class accuracy and calibration of a network directory."""
-
-  network: Positional[Path]  # directory
-  dataset: str  # labelled images, see 'dfkt list datasets'
-  teacher: Path | None = None  # another network, to report agreement with
-  json: Path | None = None  # also write the figures to this file
+  _say(_parse(Import, "teacher import", args).run())
 
 
 def _evaluate(args: list[str]) -> None:
-  from dfkt_jax import data, evaluate, files, teachers
+  from dfkt_jax.commands.networks import Evaluate
   from dfkt_jax.commands.show import show_evaluation
 
-  command = _parse(Evaluate, "evaluate", args)
-  network, card = teachers.load(command.network)
-  teacher = teachers.load(command.teacher)[0] if command.teacher else None
-  spec = network.spec
-  dataset = data.load(command.dataset, (spec.height, spec.width))
-  result = {
-    "network": str(command.network),
-    "arch": card.arch,
-    "dataset": command.dataset,
-    **evaluate.evaluate(network, dataset, teacher),
-  }
-  show_evaluation(result, spec.class_names)
-  if command.json:
-    files.write_json(command.json, result)
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-  """Writes a network directory as a PyTorch state dict."""
-
-  network: Positional[Path]  # directory
-  out: Path  # the file to write
-  format: Literal["safetensors", "pth"] = "safetensors"
-  naming: str | None = None  # of the tensors (default: as imported)
+  show_evaluation(_parse(Evaluate, "evaluate", args).run())
 
 
 def _export(args: list[str]) -> None:
-  from dfkt_jax import teachers
+  from dfkt_jax.commands.networks import Export
 
-  command = _parse(Export, "export", args)
-  count = teachers.export(
-    command.network, command.out, command.format, command.naming
-  )
-  _say(f"{command.out}: {count} tensors ({command.format})")
+  _say(_parse(Export, "export", args).run())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import jax
-import numpy as np
 
 from dfkt_jax import (
   data,
@@ -19,6 +18,7 @@ from dfkt_jax import (
   workdir,
 )
 from dfkt_jax import network as net
+from dfkt_jax.commands import summary
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.driver import Pace, RunOptions, drive
@@ -91,7 +91,7 @@ def _run(config: Distill, options: RunOptions) -> dict:
   settings = {
     "command": "distill",
     **workdir.settings(config),
-    "teacher_sha256": teachers.digest(config.teacher),
+    "teacher_sha256": card.weights_sha256,
   }
   with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
     result = workdir.finished(options.workdir)
@@ -199,16 +199,13 @@ def _images_synthesized(config):
 
 def _finish(config, options, state, pace, evaluation, teacher_card):
   student = jax.device_get(state.learner.student)
-  rows = read_metrics(options.workdir)
-  curve = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
-  last = rows[-1]
-  device = jax.devices()[0]
   transfer = config.transfer
+  last = read_metrics(options.workdir)[-1]
   learning = transfer.rounds - transfer.warmup_rounds
   result = {
     "command": "distill",
     "method": type(config.method).__name__,
-    "teacher_sha256": teachers.digest(config.teacher),
+    "teacher_sha256": teacher_card.weights_sha256,
     "teacher_arch": teacher_card.arch,
     "student_arch": config.student,
     "teacher_parameters": teacher_card.parameters,
@@ -217,18 +214,12 @@ def _finish(config, options, state, pace, evaluation, teacher_card):
     "rounds": transfer.rounds,
     "steps": learning * transfer.student_steps,
     "eval_dataset": config.eval_dataset,
-    "accuracy_last": curve[-1] if curve else None,
-    "accuracy_best": max(curve, default=None),
-    "accuracy_mean": round(float(np.mean(curve)), 6) if curve else None,
+    **summary.accuracies(options.workdir),
     "agreement": last.get("eval/agreement"),
     "agreement_on_synthetic": round(last["distillation/agreement"], 6),
     "teacher_accuracy": evaluation.teacher_accuracy if evaluation else None,
     "images_synthesized": _images_synthesized(config),
-    "images_per_second": round(
-      pace.rounds_per_second * _images_per_round(config), 1
-    ),
-    "wall_seconds": round(pace.wall_seconds, 1),
-    "device": f"{jax.device_count()} x {device.device_kind}",
+    **summary.cost(pace, _images_per_round(config)),
   }
   if jax.process_index() == 0:
     source = f"dfkt distill {type(config.method).__name__}"

@@ -33,12 +33,10 @@ def show_result(result: Mapping[str, Any], workdir: Path) -> None:
     console.print(f"student: {student}", highlight=False, markup=False)
 
 
-def show_evaluation(
-  result: Mapping[str, Any], class_names: Sequence[str]
-) -> None:
+def show_evaluation(result: Mapping[str, Any]) -> None:
   """Accuracy first, then the classes."""
   console = Console(soft_wrap=True)
-  accuracy = result["accuracy"]
+  accuracy, names = result["accuracy"], result["class_names"]
   half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / result["images"])
   lines = [
     f"{result['network']} ({result['arch']}) on {result['dataset']},"
@@ -48,11 +46,17 @@ def show_evaluation(
     f"calibration error       {result['calibration_error']:.2%}",
     f"negative log-likelihood {result['negative_log_likelihood']:.4f}",
   ]
+  if result["dataset_shape"] != result["network_shape"]:
+    there, here = (
+      "x".join(map(str, result[name]))
+      for name in ("dataset_shape", "network_shape")
+    )
+    lines.insert(1, f"images                  {there}, resized to {here}")
   if "agreement" in result:
     lines.append(f"agreement with teacher  {result['agreement']:.2%}")
   console.print("\n".join(lines), highlight=False, markup=False)
   for index, share in enumerate(result["per_class_accuracy"]):
-    name = class_names[index] if class_names else str(index)
+    name = names[index] if names else str(index)
     shown = "no images" if share is None else f"{share:7.2%}"
     console.print(f"  {name:20s} {shown}", highlight=False, markup=False)
 

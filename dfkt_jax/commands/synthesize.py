@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dfkt_jax import evaluate, files, images, parallel, teachers, workdir
+from dfkt_jax.commands import summary
 from dfkt_jax.data import shards
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.driver import RunOptions, drive
@@ -156,9 +157,7 @@ def _finish(config, options, layout, pace, images_per_round, steps):
     "teacher_accuracy_on_targets": average("verify/teacher"),
     "verifier_accuracy_on_targets": average("verify/verifier"),
     "dataset": str(layout.directory),
-    "images_per_second": round(pace.rounds_per_second * images_per_round, 1),
-    "wall_seconds": round(pace.wall_seconds, 1),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    **summary.cost(pace, images_per_round),
   }
   if jax.process_index() == 0:
     shards.finish(layout, [int(count) for count in counts])

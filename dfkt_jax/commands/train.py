@@ -4,16 +4,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dfkt_jax import data, evaluate, files, models, parallel, teachers, workdir
 from dfkt_jax import network as net
+from dfkt_jax.commands import summary
 from dfkt_jax.distillation import supervised
 from dfkt_jax.distillation.supervised import Supervised
 from dfkt_jax.driver import Pace, RunOptions, drive
 from dfkt_jax.errors import UsageError
 from dfkt_jax.loops import Loops
-from dfkt_jax.metrics import read_metrics
 from dfkt_jax.network import InputSpec, Network
 
 STEPS_PER_ROUND = 20
@@ -62,8 +61,6 @@ class TrainTeacher:
       return self._finish(options, network, pace)
 
   def _finish(self, options, network, pace):
-    rows = read_metrics(options.workdir)
-    curve = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
     result = {
       "command": "teacher train",
       "method": "supervised",
@@ -73,14 +70,8 @@ class TrainTeacher:
       "eval_dataset": self.eval_dataset,
       "seed": self.seed,
       "steps": self.recipe.steps,
-      "accuracy_last": curve[-1] if curve else None,
-      "accuracy_best": max(curve, default=None),
-      "accuracy_mean": round(float(np.mean(curve)), 6) if curve else None,
-      "images_per_second": round(
-        pace.rounds_per_second * STEPS_PER_ROUND * self.recipe.batch_size, 1
-      ),
-      "wall_seconds": round(pace.wall_seconds, 1),
-      "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      **summary.accuracies(options.workdir),
+      **summary.cost(pace, STEPS_PER_ROUND * self.recipe.batch_size),
     }
     if jax.process_index() == 0:
       network = jax.device_get(network)

@@ -1,0 +1,79 @@
+"""`dfkt teacher import`, `evaluate` and `export`: networks on disk."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from dfkt_jax import data, evaluate, files, teachers
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """Converts a PyTorch checkpoint file into a network directory.
+
+  Reads .safetensors and torch files without torch and without running any code
+  in them; every key and shape is checked.
+  """
+
+  file: Positional[Path]  # .safetensors, .pt, .pth or .th
+  arch: str  # see 'dfkt list archs'
+  out: Path  # the directory to write
+  preset: str | None = None  # input and naming, see 'dfkt list presets'
+  entry: str | None = None  # which state dict, where the file holds several
+
+  def run(self) -> str:
+    network, card = teachers.import_file(
+      self.file, self.arch, self.preset, self.entry
+    )
+    teachers.save(self.out, network, card)
+    spec = network.spec
+    return (
+      f"{self.out}: {card.arch}, {card.parameters:,} parameters,"
+      f" {spec.height}x{spec.width}x{spec.channels}, {spec.classes} classes,"
+      f" sha256 {(card.source_sha256 or '')[:12]}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """Accuracy, per-class accuracy and calibration of a network directory."""
+
+  network: Positional[Path]  # directory
+  dataset: str  # labelled images, see 'dfkt list datasets'
+  teacher: Path | None = None  # another network, to report agreement with
+  json: Path | None = None  # also write the figures to this file
+
+  def run(self) -> dict:
+    """The figures; shares are in [0, 1]."""
+    network, card = teachers.load(self.network)
+    teacher = teachers.load(self.teacher)[0] if self.teacher else None
+    spec = network.spec
+    dataset = data.load(self.dataset, (spec.height, spec.width))
+    result = {
+      "network": str(self.network),
+      "arch": card.arch,
+      "dataset": self.dataset,
+      "dataset_shape": list(dataset.images.shape[1:]),
+      "network_shape": list(spec.shape),
+      "class_names": list(spec.class_names),
+      **evaluate.evaluate(network, dataset, teacher),
+    }
+    if self.json:
+      files.write_json(self.json, result)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """Writes a network directory as a PyTorch state dict."""
+
+  network: Positional[Path]  # directory
+  out: Path  # the file to write
+  format: Literal["safetensors", "pth"] = "safetensors"
+  naming: str | None = None  # of the tensors (default: as imported)
+
+  def run(self) -> str:
+    count = teachers.export(self.network, self.out, self.format, self.naming)
+    return f"{self.out}: {count} tensors ({self.format})"
