@@ -70,8 +70,9 @@ def test_the_student_on_disk_is_the_one_of_the_table(place):
 
 def test_an_independent_network_reads_inverted_digits(place, tmp_path):
   printed = dfkt(
-    *("synthesize", "deep-inversion", "--num-images", 100, "--steps", 150),
-    *("--synthesis-batch-size", 100, "--jitter", 1),
+    *("synthesize", "deep-inversion", "--num-images", 100, "--steps", 400),
+    *("--synthesis-batch-size", 100, "--jitter", 1, "--class-weight", 5),
+    *("--image-lr", 0.1, "--clip", True),
     *("--teacher", place / "teacher" / "network"),
     *("--verifier", place / "student-with-data" / "network"),
     *("--workdir", tmp_path / "w"),
@@ -79,7 +80,7 @@ def test_an_independent_network_reads_inverted_digits(place, tmp_path):
   assert "verifier_accuracy_on_targets" in printed
   figures = result(tmp_path / "w")
   assert figures["teacher_accuracy_on_targets"] > 0.95
-  assert figures["verifier_accuracy_on_targets"] > 0.6  # chance is 0.1
+  assert figures["verifier_accuracy_on_targets"] > 0.7  # chance is 0.1
 
 
 def test_deep_inversion_teaches_a_student(place, tmp_path):
