@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dfkt_jax import parallel
+from dfkt_jax.errors import UsageError
 from dfkt_jax.models.layers import upsample
 
 # The released generators draw every weight from N(0, 0.02).
@@ -39,11 +40,6 @@ class Generator(nn.Module):
   def __call__(self, z):
     height, width, channels = self.shape
     factor = 2 ** (len(self.widths) - 1)
-    if height % factor or width % factor:
-      raise ValueError(
-        f"a generator with {len(self.widths) - 1} upsamplings makes images"
-        f" whose sides are multiples of {factor}, not {height} x {width}"
-      )
     small = (height // factor, width // factor, self.widths[0])
     x = nn.Dense(
       small[0] * small[1] * small[2],
@@ -109,7 +105,23 @@ def init(
   widths: tuple[int, ...],
   latent: int,
 ) -> GeneratorNetwork:
-  """A fresh generator of images of `shape`: (height, width, channels)."""
+  """A fresh generator of images of `shape`: (height, width, channels).
+
+  Raises:
+    UsageError: no generator of these widths makes such images.
+  """
+  if latent < 1 or not widths or min(widths) < 1:
+    raise UsageError(
+      f"a generator of widths {list(widths)} from {latent} dimensions of noise"
+      " cannot be: give --latent 1 or more and --generator-widths of 1 or more"
+    )
+  factor = 2 ** (len(widths) - 1)
+  if shape[0] % factor or shape[1] % factor:
+    raise UsageError(
+      f"--generator-widths has {len(widths)} widths, so {len(widths) - 1}"
+      f" upsamplings, which make sides that are multiples of {factor}, and the"
+      f" teacher takes {shape[0]}x{shape[1]}: give fewer widths"
+    )
   module = Generator(shape, widths)
   variables = module.init(key, jnp.zeros((2, latent)))
   return GeneratorNetwork(variables["params"], module, latent)

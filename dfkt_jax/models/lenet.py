@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
+from dfkt_jax.errors import UsageError
 from dfkt_jax.models.layers import conv, feature, head, max_pool
 
 
@@ -23,6 +24,11 @@ class LeNet5(nn.Module):
   @nn.compact
   def __call__(self, x, train: bool):
     c1, c2, c3, f1 = self.widths
+    if x.shape[1:3] not in ((28, 28), (32, 32)):
+      raise UsageError(
+        f"lenet5 takes images of 28x28 or 32x32, not {x.shape[1]}x{x.shape[2]}:"
+        " choose another architecture (see 'dfkt list archs')"
+      )
     padding = (32 - x.shape[1]) // 2
     make = lambda width, name, padding=0: conv(
       width, 5, name=name, bias=True, padding=padding, dtype=self.dtype

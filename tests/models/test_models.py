@@ -94,8 +94,18 @@ def test_generator_makes_images_from_batch_statistics():
 
 
 def test_generator_refuses_sides_it_cannot_make():
-  with pytest.raises(ValueError, match="multiples of 4"):
-    models.generator.init(jax.random.key(0), (10, 8, 1), (8, 8, 4), 5)
+  make = lambda *args: models.generator.init(jax.random.key(0), *args)
+  with pytest.raises(UsageError, match="multiples of 4"):
+    make((10, 8, 1), (8, 8, 4), 5)
+  with pytest.raises(UsageError, match="--latent 1 or more"):
+    make((8, 8, 1), (8, 8, 4), 0)
+  with pytest.raises(UsageError, match="--generator-widths of 1 or more"):
+    make((8, 8, 1), (), 5)
+
+
+def test_lenet_refuses_images_it_was_not_made_for():
+  with pytest.raises(UsageError, match="28x28 or 32x32, not 8x8"):
+    net.init(jax.random.key(0), models.build("lenet5", 10), spec(8))
 
 
 def test_upsample_repeats_pixels():
