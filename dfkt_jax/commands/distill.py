@@ -147,8 +147,10 @@ def _train(
   loops = Loops.for_backend()
   make = functools.partial(transfers.make_round, method, transfer, loops)
   warm_up, learn = make(learn=False), make(learn=True)
+  # A pool may hold no more than one batch yet.
+  shown = min(GRID_IMAGES, transfers.images_per_step(method, transfer))
   preview = jax.jit(
-    lambda key, state: transfers.preview(key, method, state, GRID_IMAGES)
+    lambda key, state: transfers.preview(key, method, state, shown)
   )
 
   def advance(state, index):
