@@ -32,7 +32,12 @@ deep_inversion = dataclasses.replace(
 
 dfq_five_minutes = dataclasses.replace(
   dfq,
-  method=DFQ(synthesis_batch_size=64, generator_lr=2e-3, bn_weight=5.0),
+  method=DFQ(
+    synthesis_batch_size=64,
+    generator_widths=(128, 128, 64),
+    generator_lr=2e-3,
+    bn_weight=5.0,
+  ),
   transfer=Transfer(
     kd=KD(steps=400, loss="l1", optimizer="adam", lr=2e-3, weight_decay=0.0),
     batch_size=64,

@@ -16,7 +16,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def confidence(logits: jax.Array) -> jax.Array:
   """Cross-entropy against the network's own decision, the one-hot loss.
 
-  Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, equation 2.
+  Chen et al., "Data-Free Learning of Student Networks", ICCV 2019 (DAFL).
   The decision is a constant to the gradient.
   """
   return cross_entropy(logits, logits.argmax(1))
@@ -31,7 +31,7 @@ def entropy(logits: jax.Array) -> jax.Array:
 def marginal_entropy(logits: jax.Array) -> jax.Array:
   """Entropy of the mean prediction of the batch; log(classes) if balanced.
 
-  Its negative is the class-balance loss of Chen et al. 2019, equation 4.
+  Its negative is the information-entropy loss of Chen et al. 2019.
   """
   log_p = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)
   # By logarithms, so that a class nobody predicts has a finite gradient.
@@ -55,7 +55,7 @@ def kl(
 
 
 def l1(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
-  """Mean absolute difference of logits (Fang et al., DFAD, 2019, eq. 3)."""
+  """Mean absolute difference of logits (Fang et al., DFAD, 2019)."""
   return jnp.abs(teacher_logits - student_logits).mean()
 
 
@@ -65,7 +65,7 @@ def jensen_shannon(
   """Jensen-Shannon divergence of the tempered predictions, in [0, log 2].
 
   (KL(p || m) + KL(q || m)) / 2 with m their mean; symmetric, and no
-  temperature^2 factor (Yin et al., CVPR 2020, equation 8).
+  temperature^2 factor (the competition of Yin et al., CVPR 2020).
   """
   log_p = jax.nn.log_softmax(p_logits / temperature)
   log_q = jax.nn.log_softmax(q_logits / temperature)

@@ -43,7 +43,7 @@ def gaussian_kl(
   """KL(batch || running) of one Gaussian a channel, summed over all channels.
 
   ((mu - m)^2 + s^2) / (2 v) - log(s / sqrt(v)) - 1/2 with mu, s^2 of the batch
-  and m, v running (Choi et al., CVPRW 2020, equation 6). `epsilon` is added to
+  and m, v running (Choi et al., CVPR Workshops 2020). `epsilon` is added to
   both variances, as BatchNorm adds it.
   """
 

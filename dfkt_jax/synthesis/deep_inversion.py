@@ -10,8 +10,8 @@ is 1 but for the first layer. The last term is the competition of Adaptive
 DeepInversion: images on which teacher T and the current student S disagree.
 
 Source: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via
-DeepInversion", CVPR 2020, equations 2-4 and 8-10; CIFAR-10 settings of its
-section 4.1, betas, jitter and the first-layer weight as released.
+DeepInversion", CVPR 2020, equations 2-4 and its adaptive variant; CIFAR-10
+settings as published, betas, jitter and the first-layer weight as released.
 
 As released and here: x lives in normalised space, one jitter offset moves the
 whole batch, CIFAR-10 runs do not clip. Ours: labels are balanced; the
@@ -70,8 +70,8 @@ class DeepInversion:
   bn_weight: float = 10.0  # of the BatchNorm term (paper, CIFAR; ImageNet 0.01)
   first_bn_weight: float = 1.0  # a_1 (10 for ImageNet)
   tv_weight: float = 2.5e-5  # of the total variation (paper)
-  l2_weight: float = 0.0  # of the mean image norm (released, CIFAR; paper 3e-8)
-  competition_weight: float = 0.0  # 0: DeepInversion; >0: Adaptive (paper: 10)
+  l2_weight: float = 0.0  # of the mean image norm (released, CIFAR)
+  competition_weight: float = 0.0  # 0: DeepInversion; adaptive above, often 10
   competition_temperature: float = 3.0  # of the softmax inside JS (released)
   js_form: Literal["exact", "released"] = "exact"  # released: clamped
   jitter: int = 2  # pixels the batch is rolled by, at most (released, CIFAR)

@@ -8,14 +8,15 @@ classes equally often. One `step` is one of the generator; the student's side is
 the transfer round's.
 
 Source: Choi et al., "Data-Free Network Quantization With Adversarial Knowledge
-Distillation", CVPR Workshops 2020, equations 4-8. Defaults are those of the
-DataFree port, whose BatchNorm term is the L2 norm, whose L_inst is the
-cross-entropy with the teacher's decision and whose networks and rates are the
-ones others compare with; `PAPER` has the paper's own Gaussian KL and entropy.
+Distillation", CVPR Workshops 2020. Defaults are those of the port in zju-vipa's
+DataFree, whose BatchNorm term is the L2 norm, whose L_inst is the cross-entropy
+with the teacher's decision and whose networks and rates are the ones others
+compare with; `PAPER` has the paper's own Gaussian KL and entropy.
 
-Ours: the generator ends in a sigmoid, so images are inside [0, 1] (the paper's:
-tanh and BatchNorm); it uses batch statistics in sampling too, as the paper's
-does and the port's does not; the student is in eval mode in the generator step.
+As in the port, the generator ends in a sigmoid, so images are inside [0, 1] (a
+re-implementation of the paper's ends in tanh and BatchNorm), and the student is
+in eval mode while the generator learns. Ours: the generator uses the statistics
+of the batch in sampling too, where the port changes to running ones.
 """
 
 import dataclasses
@@ -58,13 +59,13 @@ class DFQ:
 
   synthesis_batch_size: int = 256  # images of one generator step
   latent: int = 256  # dimensions of the noise z
-  generator_widths: tuple[int, ...] = (128, 128, 64)  # channels, coarse to fine
+  generator_widths: tuple[int, ...] = (256, 128, 64)  # channels, coarse to fine
   generator_lr: float = 1e-3  # of Adam (paper, port)
   beta1: float = 0.5  # of Adam (port)
   beta2: float = 0.999  # of Adam (port)
   adversarial_weight: float = 1.0  # of KL(T || S) (paper, port)
   bn_weight: float = 1.0  # of the BatchNorm term (port)
-  bn_form: Literal["norm", "gaussian_kl"] = "norm"  # port; paper equation 6
+  bn_form: Literal["norm", "gaussian_kl"] = "norm"  # port; paper
   instance_weight: float = 1.0  # of the sure-prediction term (port)
   instance_form: Literal["one_hot", "entropy"] = "one_hot"  # port; paper
   balance_weight: float = 20.0  # of the marginal entropy (port)
@@ -161,8 +162,8 @@ class DFQ:
       )
 
 
-# Equation 8 as printed: Gaussian KL, entropies, one weight for all three. Its
-# value is not certain (0.1, or 0.01 in a third party's code).
+# The paper's form: Gaussian KL, entropies, one weight for all three. Its value
+# is not certain (0.1, or 0.01 in a third party's code).
 PAPER = DFQ(
   bn_form="gaussian_kl",
   instance_form="entropy",
