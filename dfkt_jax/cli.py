@@ -31,7 +31,8 @@ usage: dfkt COMMAND ...
   bench WORKLOAD        times, as JSON lines
   list WHAT             methods, archs, presets, datasets or experiments
 
-Every command has --help. The same command with the same --workdir resumes.
+Every command has --help, and --debug for the traceback of a failure. The same
+command with the same --workdir resumes.
 Exit codes: 0 done, 1 failed, 2 bad use, 75 preempted and saved (run it again).
 """
 
@@ -106,6 +107,11 @@ def _say(text: str) -> None:
 
 def _method_name(command: str, args: list[str]) -> tuple[str, list[str]]:
   """The method, which comes first or behind --method; and the other words."""
+  args = [
+    word
+    for arg in args
+    for word in (arg.split("=", 1) if arg.startswith("--method=") else [arg])
+  ]
   if "--method" in args[:-1]:
     place = args.index("--method")
     return args[place + 1], args[:place] + args[place + 2 :]

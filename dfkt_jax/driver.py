@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dfkt_jax.checkpoint import Checkpoints
@@ -22,7 +23,10 @@ LOG_LINES = 500  # of a run in metrics.jsonl, at most about so many
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-  """How a run is carried out; none of it changes the result."""
+  """How a run is carried out; the result does not depend on it.
+
+  Except that another number of devices adds numbers up in another order.
+  """
 
   workdir: Path  # folder of the run; rerun the same command to resume
   devices: int | None = None  # use the first so many devices (default: all)
@@ -106,6 +110,9 @@ def drive(
       due = time.monotonic() - saved_at > options.checkpoint_seconds
       if logging or due or stop.is_set():
         _check_finite(pending)
+      if observing or due or stop.is_set():
+        # A loss is that of the weights before its step: look at those after.
+        _check_state(state, done * steps_per_round)
       if logging:
         losses = _means(infos)
         metrics = {**losses, **(observe(state, done) if observing else {})}
@@ -126,6 +133,26 @@ def drive(
           " to go on"
         )
     return state, Pace(clock.wall, clock.pace)
+
+
+@jax.jit
+def _state_is_finite(state):
+  leaves = [
+    leaf
+    for leaf in jax.tree.leaves(state)
+    # A scalar may be infinite, such as the best loss before the first one.
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim
+  ]
+  checks = [jnp.isfinite(leaf).all() for leaf in leaves]
+  return jnp.stack([jnp.bool_(True), *checks]).all()
+
+
+def _check_state(state, step) -> None:
+  if not _state_is_finite(state):
+    raise DfktError(
+      f"the weights or images are not finite after step {step}: the checkpoints"
+      " are from before that; try a lower learning rate in a new --workdir"
+    )
 
 
 class _Clock:
@@ -178,14 +205,14 @@ def _check_finite(pending) -> None:
     return
   index, infos = pending
   for group, info in jax.device_get(dict(infos)).items():
+    # The sum is broken by whichever term is: at the same step, name the term.
     broken = [
-      (int(np.argmin(np.isfinite(values))), place, term)
+      (int(np.argmin(np.isfinite(values))), term == "loss", place, term)
       for place, (term, values) in enumerate(info._asdict().items())
-      # The sum is broken by whichever term is: name the term.
-      if not np.isfinite(values).all() and term != "loss"
+      if not np.isfinite(values).all()
     ]
     if broken:
-      step, _, term = min(broken)
+      step, _, _, term = min(broken)
       raise DfktError(
         f"{group}/{term} was the first loss term to stop being finite, at step"
         f" {step} of round {index + 1}: the checkpoints are from before that;"

@@ -8,7 +8,7 @@ import numpy as np
 from dfkt_jax import data
 from dfkt_jax import network as net
 from dfkt_jax.data import Dataset
-from dfkt_jax.errors import UsageError
+from dfkt_jax.errors import DfktError, UsageError
 from dfkt_jax.network import Network
 
 CALIBRATION_BINS = 15
@@ -85,6 +85,11 @@ def evaluate(
 
 def score(logits: np.ndarray, labels: np.ndarray, classes: int) -> dict:
   """`evaluate` of f32[n, classes] logits against i32[n] labels."""
+  if not np.isfinite(logits).all():
+    raise DfktError(
+      "the network's answers are not finite numbers: it was broken in training"
+      " (too high a learning rate?); train or import it again"
+    )
   right = logits.argmax(1) == labels
   log_p = logits - logits.max(1, keepdims=True)
   log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))

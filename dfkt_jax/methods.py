@@ -14,6 +14,9 @@ from dfkt_jax.synthesis.deep_inversion import DeepInversion
 from dfkt_jax.synthesis.dfq import DFQ
 from dfkt_jax.synthesis.noise import Noise
 
+# Begins the module names of files that users name on the command line.
+USER_MODULE = "dfkt_user_"
+
 SYNTHESIZERS: Mapping[str, type] = {
   "deep-inversion": DeepInversion,
   "dfq": DFQ,
@@ -77,15 +80,18 @@ def load_module(path: Path, what: str):
     raise UsageError(
       f"{what}: there is no file {path}; give path/to/file.py:Name"
     )
-  spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+  # A name of its own: a user's json.py must not become everybody's json.
+  name = f"{USER_MODULE}{path.stem}"
+  spec = importlib.util.spec_from_file_location(name, path.resolve())
   if spec is None or spec.loader is None:
     raise UsageError(f"{what}: {path} is not a Python file (expected .py)")
   module = importlib.util.module_from_spec(spec)
   # Dataclasses look their module up by name.
-  sys.modules[path.stem] = module
+  sys.modules[name] = module
   try:
     spec.loader.exec_module(module)
   except Exception as error:
+    del sys.modules[name]
     raise UsageError(
       f"{what}: importing {path} failed with {type(error).__name__}: {error};"
       " mend the file"

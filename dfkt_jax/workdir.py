@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import fcntl
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax
 
 from dfkt_jax import files
 from dfkt_jax.errors import UsageError
+from dfkt_jax.methods import USER_MODULE
 
 
 def settings(value: Any) -> Any:
@@ -27,10 +29,17 @@ def settings(value: Any) -> Any:
       field.name: settings(getattr(value, field.name))
       for field in dataclasses.fields(value)
     }
-    return {"name": type(value).__name__, **fields}
+    return {"name": type(value).__name__, **_source(type(value)), **fields}
   if isinstance(value, tuple | list):
     return [settings(item) for item in value]
   return str(value) if isinstance(value, Path) else value
+
+
+def _source(kind):
+  """The digest of a user's own file: the same name may mean another method."""
+  if kind.__module__.startswith(USER_MODULE):
+    return {"source_sha256": files.sha256(inspect.getfile(kind))}
+  return {}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -56,8 +65,10 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     yield
     return
   path = workdir / "config.json"
-  if path.exists():
+  if path.exists() and _has_progress(workdir):
     _check_same(path, files.read_json(path), files.plain(config))
+  elif path.exists():
+    files.write_json(path, config)
   elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise UsageError(
       f"--workdir {workdir} exists and holds no config.json, so it is not a"
@@ -75,12 +86,22 @@ def finished(workdir: Path) -> dict | None:
   return files.read_json(path) if path.exists() else None
 
 
+def _has_progress(workdir):
+  """Whether other settings would lose anything that a run has saved."""
+  checkpoints = workdir / "checkpoints"
+  saved = checkpoints.iterdir() if checkpoints.is_dir() else ()
+  finished = (workdir / "result.json").exists()
+  return finished or any(path.name.isdigit() for path in saved)
+
+
 def _check_same(path, old, new):
   old, new = flatten(old), flatten(new)
+  # A teacher is what its weights are, wherever its folder stands by now.
+  moved = {"teacher"} if "teacher_sha256" in new else set()
   differences = [
     f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
     for name in dict.fromkeys([*old, *new])
-    if old.get(name) != new.get(name)
+    if old.get(name) != new.get(name) and name not in moved
   ]
   if differences:
     raise UsageError(

@@ -347,6 +347,77 @@ def test_refusals_of_words(teacher, tmp_path, capsys):
   assert "--student" in error
 
 
+@pytest.mark.parametrize(
+  ("flag", "value", "part"),
+  [
+    ("--lr", "nan", "--lr is nan: give a finite number"),
+    ("--crop-padding", "-1", "--crop-padding is -1: give 0 or more"),
+    ("--temperature", "0", "--temperature is 0: give a number above 0"),
+    ("--seed", "99999999999999999999", "--seed is 99999999999999999999"),
+    ("--synthesis-batch-size", "0", "--synthesis-batch-size is 0"),
+  ],
+)
+def test_numbers_that_cannot_be(teacher, tmp_path, capsys, flag, value, part):
+  error = refused(
+    *(capsys, 2, "distill", "dfq", "--teacher", teacher, "--student"),
+    *("convnet-half", "--workdir", tmp_path / "w", *SMALL, *GENERATOR),
+    *(flag, value),
+  )
+  assert part in error
+  assert not (tmp_path / "w").exists()
+
+
+def test_weights_that_overflow_are_never_a_result(teacher, tmp_path, capsys):
+  # One step: the loss before it is finite, the weights after it are not.
+  error = refused(
+    *(capsys, 1, "distill", "noise", "--teacher", teacher, "--student"),
+    *("convnet-half", "--workdir", tmp_path / "w", "--steps", "1"),
+    *("--student-steps", "1", "--batch-size", "8", "--lr", "1e38"),
+    *("--hard-label-weight", "1e6"),
+  )
+  assert "not finite after step 1" in error
+  assert not (tmp_path / "w" / "result.json").exists()
+  assert not (tmp_path / "w" / "student").exists()
+
+
+def test_a_method_whose_only_term_is_its_loss_is_stopped_too(
+  teacher, tmp_path, capsys
+):
+  file = tmp_path / "broken.py"
+  info = "class Info(NamedTuple):\n  "
+  code = METHOD.replace(f"{info}level", f"{info}loss")
+  file.write_text(code.replace("Info(level)", "Info(level * jnp.nan)"))
+  error = refused(
+    *(capsys, 1, "distill", f"--method={file}:Grey", "--teacher", teacher),
+    *("--student", "convnet-half", "--workdir", tmp_path / "w", "--steps", "4"),
+    *("--student-steps", "2", "--batch-size", "8"),
+  )
+  assert "synthesis/loss was the first" in error
+
+
+def test_a_method_that_changed_is_another_method(teacher, tmp_path, capsys):
+  file = tmp_path / "json.py"  # whose name must not replace the real json
+  file.write_text(METHOD)
+  command = (
+    *("distill", f"{file}:Grey", "--teacher", teacher, "--student"),
+    *("convnet-half", "--workdir", tmp_path / "w", "--steps", "2"),
+    *("--student-steps", "2", "--batch-size", "8"),
+  )
+  run(*command)
+  file.write_text(METHOD + "# changed")
+  assert "method.source_sha256" in refused(capsys, 2, *command)
+
+
+def test_no_images_of_a_generator_that_has_not_learnt(
+  teacher, tmp_path, capsys
+):
+  error = refused(
+    *(capsys, 2, "synthesize", "dfq", "--teacher", teacher),
+    *("--student", teacher, "--workdir", tmp_path / "w"),
+  )
+  assert "--steps 1000" in error
+
+
 def test_a_fault_of_ours_is_one_sentence_too(monkeypatch, capsys):
   def broken(args):
     raise RuntimeError("boom")

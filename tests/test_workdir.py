@@ -40,7 +40,7 @@ def test_the_same_settings_claim_a_folder_again(tmp_path):
 
 def test_other_settings_are_refused_with_the_difference(tmp_path):
   with workdir.claim(tmp_path / "w", workdir.settings(Outer())):
-    pass
+    (tmp_path / "w" / "checkpoints" / "5").mkdir(parents=True)
   other = workdir.settings(Outer(inner=Inner(lr=0.05)))
   with (
     pytest.raises(UsageError, match=r"inner.lr: 0.1 there, 0.05 now"),
@@ -84,3 +84,24 @@ def test_finished_is_the_result_or_none(tmp_path):
   assert workdir.finished(tmp_path) is None
   (tmp_path / "result.json").write_text('{"accuracy_last": 1}')
   assert workdir.finished(tmp_path) == {"accuracy_last": 1}
+
+
+def test_settings_that_saved_nothing_give_way_to_corrected_ones(tmp_path):
+  for inner in (Inner(lr=-1.0), Inner(lr=0.1)):
+    with workdir.claim(tmp_path / "w", workdir.settings(Outer(inner=inner))):
+      pass
+  config = json.loads((tmp_path / "w" / "config.json").read_text())
+  assert config["inner"]["lr"] == 0.1
+
+
+def test_a_teacher_may_move(tmp_path):
+  config = {"teacher": "t20", "teacher_sha256": "ab"}
+  with workdir.claim(tmp_path / "w", config):
+    (tmp_path / "w" / "checkpoints" / "5").mkdir(parents=True)
+  with workdir.claim(tmp_path / "w", {**config, "teacher": "/data/t20"}):
+    pass
+  with (
+    pytest.raises(UsageError, match="teacher_sha256: ab there, cd now"),
+    workdir.claim(tmp_path / "w", {**config, "teacher_sha256": "cd"}),
+  ):
+    pass

@@ -19,6 +19,7 @@ from dfkt_jax import (
 )
 from dfkt_jax import network as net
 from dfkt_jax.commands import summary
+from dfkt_jax.commands.checks import check_numbers
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.driver import Pace, RunOptions, drive
@@ -75,6 +76,7 @@ class Evaluation:
 
 def _run(config: Distill, options: RunOptions) -> dict:
   # All that can be refused is refused before anything is written.
+  check_numbers(config)
   teacher, card = teachers.load(config.teacher)
   spec = teacher.spec
   init = functools.partial(
@@ -123,10 +125,6 @@ def _check_counts(method: Synthesizer, transfer: Transfer) -> None:
   for flag, count in counts.items():
     if count < 1:
       raise UsageError(f"{flag} is {count}: give a whole number from 1 up")
-  if transfer.warmup_rounds < 0:
-    raise UsageError(
-      f"--warmup-rounds is {transfer.warmup_rounds}: give 0 or more"
-    )
   if transfer.pool_size and transfer.pool_size < made:
     raise UsageError(
       f"--pool-size is {transfer.pool_size} and a round makes {made} images:"

@@ -6,6 +6,7 @@ Synthesize, a TrainTeacher, or a dataclass of one's own.
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dfkt_jax.driver import RunOptions
@@ -20,16 +21,17 @@ def find(text: str) -> dict[str, Any]:
   else:
     try:
       module = importlib.import_module(text)
-    except ImportError as error:
+    except Exception as error:
       raise UsageError(
-        f"experiment module {text!r} cannot be imported ({error}): give a"
-        " module on the Python path, or a path such as experiments/NAME.py"
+        f"experiment module {text!r} cannot be imported"
+        f" ({type(error).__name__}: {error}): give a module on the Python path,"
+        " or a path such as experiments/NAME.py"
       ) from error
   found = {
     name: value
     for name, value in vars(module).items()
     if not name.startswith("_")
-    and not isinstance(value, type)
+    and not isinstance(value, type | ModuleType)
     and callable(getattr(value, "run", None))
   }
   if not found:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dfkt_jax import evaluate, files, images, parallel, teachers, workdir
 from dfkt_jax.commands import summary
+from dfkt_jax.commands.checks import check_numbers
 from dfkt_jax.data import shards
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.driver import RunOptions, drive
@@ -42,6 +43,7 @@ class Synthesize(Generic[M]):
 
   def run(self, options: RunOptions) -> dict:
     """Runs to the end, or resumes; the contents of result.json."""
+    check_numbers(self)
     if self.num_images < 1:
       raise UsageError(f"--num-images is {self.num_images}: give 1 or more")
     if self.steps is not None and self.steps < 1:
@@ -50,7 +52,16 @@ class Synthesize(Generic[M]):
     student = teachers.load(self.student)[0] if self.student else None
     verifier = teachers.load(self.verifier)[0] if self.verifier else None
     key = jax.random.key(self.seed)
+    if transfers.images_per_step(self.method, _recipe(self.method)) < 1:
+      raise UsageError("--synthesis-batch-size is 0: give 1 or more")
     jax.eval_shape(self.method.init, key, teacher, student)
+    if self.steps is None and not _recipe(self.method).pool_size:
+      raise UsageError(
+        f"--steps is not given and {type(self.method).__name__} learns for as"
+        " long as a student does: give the steps before each batch, such as"
+        " --steps 1000"
+      )
+    shards.require()
     mesh = parallel.make_mesh(options.devices)
     settings = {
       "command": "synthesize",
@@ -65,9 +76,13 @@ class Synthesize(Generic[M]):
       return _run(self, options, teacher, student, verifier)
 
 
+def _recipe(method):
+  return getattr(method, "transfer", transfers.Transfer())
+
+
 def _run(config, options, teacher, student, verifier):
   method = config.method
-  recipe = getattr(method, "transfer", transfers.Transfer())
+  recipe = _recipe(method)
   steps = config.steps or recipe.synthesis_steps
   batch = min(transfers.images_per_step(method, recipe), config.num_images)
   batches = -(-config.num_images // batch)

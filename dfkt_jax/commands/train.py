@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from dfkt_jax import data, evaluate, files, models, parallel, teachers, workdir
 from dfkt_jax import network as net
 from dfkt_jax.commands import summary
+from dfkt_jax.commands.checks import check_numbers
 from dfkt_jax.distillation import supervised
 from dfkt_jax.distillation.supervised import Supervised
 from dfkt_jax.driver import Pace, RunOptions, drive
@@ -35,6 +36,7 @@ class TrainTeacher:
 
   def run(self, options: RunOptions) -> dict:
     """Runs to the end, or resumes; the contents of result.json."""
+    check_numbers(self)
     settings = {"command": "teacher train", **workdir.settings(self)}
     train_set = data.load(self.dataset)
     held_out = data.load(self.eval_dataset) if self.eval_dataset else None

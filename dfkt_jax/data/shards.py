@@ -31,7 +31,7 @@ def write(
   layout: Layout, number: int, images: np.ndarray, labels: np.ndarray
 ) -> None:
   """Writes shard `number` of u8[n, height, width, channels], i32[n]."""
-  writer_class = _import().writer
+  writer_class = require().writer
   features = _features(layout.spec)
   name = f"{NAME}-{SPLIT}.array_record-{number:05d}-of-{layout.shards:05d}"
   path = layout.directory / name
@@ -52,7 +52,7 @@ def write(
 
 def finish(layout: Layout, counts: list[int]) -> None:
   """Writes the metadata, which makes the shards a dataset."""
-  tfds = _import().tfds
+  tfds = require().tfds
   template = tfds.core.ShardedFileTemplate(
     data_dir=str(layout.directory),
     dataset_name=NAME,
@@ -76,7 +76,7 @@ def finish(layout: Layout, counts: list[int]) -> None:
 
 
 def _features(spec: InputSpec) -> Any:
-  tfds = _import().tfds
+  tfds = require().tfds
   names = spec.class_names or None
   return tfds.features.FeaturesDict(
     {
@@ -105,7 +105,8 @@ class _Writers:
   writer: Any
 
 
-def _import() -> _Writers:
+def require() -> _Writers:
+  """The packages that writing needs, or a UsageError that says so."""
   try:
     from array_record.python.array_record_module import ArrayRecordWriter
     import tensorflow_datasets as tfds

@@ -13,6 +13,11 @@ Source: Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via
 DeepInversion", CVPR 2020, equations 2-4 and its adaptive variant; CIFAR-10
 settings as published, betas, jitter and the first-layer weight as released.
 
+The released code has no student training: `transfer` is that of the port in
+zju-vipa's DataFree (temperature 20, 400 student steps a batch, crops, flips);
+the authors name temperature 3. The learning rate is constant, as for CIFAR; the
+warm-up, cosine and two resolutions of the ImageNet runs are not here.
+
 As released and here: x lives in normalised space, one jitter offset moves the
 whole batch, CIFAR-10 runs do not clip. Ours: labels are balanced; the
 Jensen-Shannon divergence clamps no probability (`js_form="released"` does, and
@@ -60,7 +65,7 @@ class Info(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DeepInversion:
-  """Hyper-parameters; defaults are the paper's for CIFAR-10."""
+  """Hyper-parameters; defaults are those for CIFAR-10."""
 
   synthesis_batch_size: int = 256  # images optimised together
   image_lr: float = 0.05  # of Adam, in normalised pixel units (paper, CIFAR)
@@ -189,6 +194,11 @@ class DeepInversion:
         "deep_inversion matches BatchNorm statistics and this teacher has no"
         " BatchNorm: give a teacher that has, or --bn-weight 0 for the class"
         " term and image prior alone"
+      )
+    if self.jitter < 0 or self.synthesis_batch_size < 1:
+      raise UsageError(
+        f"--jitter is {self.jitter} and --synthesis-batch-size"
+        f" {self.synthesis_batch_size}: give 0 or more, and 1 or more"
       )
     if self.competition_weight and student is None:
       raise UsageError(

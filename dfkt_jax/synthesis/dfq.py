@@ -162,9 +162,11 @@ class DFQ:
       )
 
 
-# The paper's form: Gaussian KL, entropies, one weight for all three. Its value
-# is not certain (0.1, or 0.01 in a third party's code).
+# The paper's losses: Gaussian KL, entropies, one weight for all three, whose
+# value is not certain (0.1, or 0.01 in a third party's code). Its networks, its
+# long generator warm-up and its Nesterov momentum are not what `transfer` does.
 PAPER = DFQ(
+  latent=512,
   bn_form="gaussian_kl",
   instance_form="entropy",
   bn_weight=0.1,
