@@ -9,7 +9,6 @@ import sys
 
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
-from dfkt_jax.synthesis.contract import Synthesizer
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
 from dfkt_jax.synthesis.dfq import DFQ
 from dfkt_jax.synthesis.noise import Noise
@@ -97,6 +96,3 @@ def load_module(path: Path, what: str):
       " mend the file"
     ) from error
   return module
-
-
-__all__ = ["SYNTHESIZERS", "Synthesizer", "synthesizer", "transfer_recipe"]

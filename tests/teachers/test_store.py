@@ -128,8 +128,9 @@ def test_another_network_replaces_only_when_asked(directory):
 
 def test_an_empty_directory_is_filled(network, tmp_path):
   (tmp_path / "empty").mkdir()
-  save(tmp_path / "empty", network, describe(network, "convnet-half"))
-  load(tmp_path / "empty")
+  card = describe(network, "convnet-half")
+  save(tmp_path / "empty", network, card)
+  assert load(tmp_path / "empty")[1] == card
 
 
 @pytest.mark.parametrize("replace", [False, True])
