@@ -6,6 +6,8 @@ Images are [batch, height, width, channels] and keep shape and dtype.
 import jax
 import jax.numpy as jnp
 
+from dfkt_jax import parallel
+
 
 def crop_and_flip(key: jax.Array, images: jax.Array, padding: int, flip: bool):
   """Zero padding, a random crop of the old size, and a flip half of the time.
@@ -48,3 +50,80 @@ def jitter_each(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
   """`jitter` with an offset of its own for every image."""
   keys = jax.random.split(key, len(images))
   return jax.vmap(lambda k, x: jitter(k, x[None], pixels)[0])(keys, images)
+
+
+def random_affine(
+  key: jax.Array, images: jax.Array, rotation: float, shrink: float
+) -> jax.Array:
+  """Turns by up to `rotation` degrees, shrinks by up to the share `shrink`.
+
+  About the centre, to either side, bilinear; what comes in is zero.
+  """
+  _, height, width, _ = images.shape
+  turn_key, size_key = jax.random.split(key)
+  angles = jnp.deg2rad(rotation) * jax.random.uniform(
+    turn_key, (len(images),), minval=-1.0
+  )
+  scales = 1.0 - shrink * jax.random.uniform(size_key, (len(images),))
+  y, x = jnp.meshgrid(
+    jnp.arange(height) - (height - 1) / 2,
+    jnp.arange(width) - (width - 1) / 2,
+    indexing="ij",
+  )
+
+  def warp(image, angle, scale):
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    source = [
+      cos * y + sin * x + (height - 1) / 2,
+      cos * x - sin * y + (width - 1) / 2,
+    ]
+    channel = lambda plane: jax.scipy.ndimage.map_coordinates(
+      plane, source, order=1, mode="constant"
+    )
+    return jax.vmap(channel, in_axes=2, out_axes=2)(image)
+
+  return jax.vmap(warp)(images, angles, scales)
+
+
+def gaussian_noise(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
+  """Adds independent noise to every value; the result stays in [0, 1]."""
+  noise = std * parallel.split(jax.random.normal(key, images.shape))
+  return jnp.clip(images + noise, 0.0, 1.0)
+
+
+def salt_and_pepper(
+  key: jax.Array, images: jax.Array, share: float
+) -> jax.Array:
+  """Sets so many of the pixels to 0 or 1, all channels alike."""
+  drawn = jax.random.uniform(key, (*images.shape[:3], 1))
+  drawn = parallel.split(drawn)
+  images = jnp.where(drawn < share, 1.0, images)
+  return jnp.where(drawn < share / 2, 0.0, images)
+
+
+def mix(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
+  """Mixes so many of the images with others of the batch, drawn at random.
+
+  Half of those are a convex combination (mixup: Zhang et al., ICLR 2018), half
+  take one image inside and the other outside of a smooth random mask (FMix:
+  Harris et al. 2020). A teacher has to answer for what comes out.
+  """
+  keys = jax.random.split(key, 5)
+  count, height, width, _ = images.shape
+  others = images[jax.random.permutation(keys[0], count)]
+  convex = jax.random.uniform(keys[1], (count, 1, 1, 1))
+  mask = smooth_noise(keys[2], count, (height, width), 4) > 0
+  fair = jax.random.bernoulli(keys[3], 0.5, (count, 1, 1, 1))
+  weight = jnp.where(fair, convex, mask)
+  mixed = jax.random.bernoulli(keys[4], share, (count, 1, 1, 1))
+  weight = jnp.where(mixed, weight, 1.0)
+  return weight * images + (1.0 - weight) * others
+
+
+def smooth_noise(
+  key: jax.Array, count: int, size: tuple[int, int], cells: int
+) -> jax.Array:
+  """f32[count, height, width, 1], unit Gaussians at cells x cells points and
+  cubic in between."""
+  noise = jax.random.normal(key, (count, cells, cells, 1))
+  return jax.image.resize(parallel.split(noise), (count, *size, 1), "cubic")

@@ -18,6 +18,7 @@ from dfkt_jax import network as net
 from dfkt_jax.distillation.kd import KD
 from dfkt_jax.loops import Loops
 from dfkt_jax.network import InputSpec
+from dfkt_jax.synthesis.contract import Batch
 
 BATCH, STEPS, REPEATS = 256, 10, 3
 ARCHS = {"lenet5": (28, 28, 1), "convnet-half": (8, 8, 1)}
@@ -37,7 +38,7 @@ def loops() -> Iterator[dict]:
 
     def body(state, index, images, teacher, kd=kd, labels=labels):
       key = jax.random.fold_in(jax.random.key(3), index)
-      return kd.step(key, state, images, labels, teacher)
+      return kd.step(key, state, Batch(images, labels), teacher)
 
     programs = {
       rolled: Loops(rolled).whole(Loops(rolled).repeat(body, STEPS))

@@ -140,15 +140,24 @@ def train_logits(
   The variables are the network's own with `batch_stats` moved towards the
   batch. `key` feeds dropout where the module has any.
   """
+  out, _, variables = train_features(network, images, key)
+  return out, variables
+
+
+def train_features(
+  network: Network, images: jax.Array, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array], dict]:
+  """`train_logits` with the named intermediates between its two answers."""
   x = network.spec.normalise(images)
   out, updated = network.module.apply(
     network.variables,
     x,
     train=True,
-    mutable=["batch_stats"],
+    mutable=["batch_stats", "features"],
     rngs={"dropout": key},
   )
-  return out, {**network.variables, **updated}  # type: ignore
+  taps = updated.pop("features", {})  # type: ignore
+  return out, taps, {**network.variables, **updated}  # type: ignore
 
 
 def batch_norm_paths(network: Network) -> list[tuple[str, ...]]:

@@ -63,3 +63,64 @@ def _shifts(rolled):
 def test_nothing_asked_nothing_done():
   same = augment.crop_and_flip(KEY, IMAGES, 0, False)
   np.testing.assert_array_equal(same, IMAGES)
+
+
+def test_turning_by_nothing_and_shrinking_by_nothing_changes_nothing():
+  same = augment.random_affine(KEY, IMAGES, 0.0, 0.0)
+  np.testing.assert_allclose(same, IMAGES, rtol=1e-5)
+
+
+def test_turned_images_keep_their_centre_and_lie_within_the_angle():
+  images = jnp.zeros((200, 9, 9, 1)).at[:, 4, 4].set(2.0).at[:, 4, 8].set(1.0)
+  turned = np.array(augment.random_affine(KEY, images, 45.0, 0.0))[..., 0]
+  np.testing.assert_allclose(turned[:, 4, 4], 2.0, rtol=1e-4)
+  turned[:, 4, 4] = 0.0
+  mass = turned.sum((1, 2))
+  y = (turned * (np.arange(9) - 4)[None, :, None]).sum((1, 2)) / mass
+  x = (turned * (np.arange(9) - 4)[None, None]).sum((1, 2)) / mass
+  angles = np.degrees(np.arctan2(y, x))
+  assert np.abs(angles).max() < 50.0
+  assert angles.min() < -30.0
+  assert angles.max() > 30.0
+
+
+def test_shrunk_images_are_smaller_and_none_is_larger():
+  images = jnp.ones((200, 16, 16, 1))
+  shrunk = np.asarray(augment.random_affine(KEY, images, 0.0, 0.5))
+  areas = shrunk.sum((1, 2, 3)) / 256
+  assert areas.max() <= 1.0 + 1e-5
+  assert 0.2 < areas.min() < 0.4
+
+
+def test_noise_has_the_deviation_and_stays_in_range():
+  grey = jnp.full((50, 8, 8, 3), 0.5)
+  noisy = np.asarray(augment.gaussian_noise(KEY, grey, 0.1))
+  assert noisy.std() == pytest.approx(0.1, rel=0.05)
+  bright = augment.gaussian_noise(KEY, jnp.ones((4, 8, 8, 3)), 0.5)
+  assert float(bright.max()) == 1.0
+
+
+def test_salt_and_pepper_hits_so_many_pixels_in_all_channels():
+  grey = jnp.full((50, 16, 16, 3), 0.5)
+  hit = np.asarray(augment.salt_and_pepper(KEY, grey, 0.2))
+  assert (hit == hit[..., :1]).all()
+  assert (hit == 0.0).mean() == pytest.approx(0.1, abs=0.01)
+  assert (hit == 1.0).mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_mixed_images_lie_between_two_of_the_batch():
+  dark_and_light = jnp.repeat(jnp.array([0.2, 0.8]), 200)[:, None, None, None]
+  images = jnp.broadcast_to(dark_and_light, (400, 8, 8, 1))
+  mixed = np.asarray(augment.mix(KEY, images, 1.0))[..., 0]
+  assert mixed.min() >= 0.2 - 1e-6
+  assert mixed.max() <= 0.8 + 1e-6
+  spread = np.ptp(mixed, axis=(1, 2))
+  # By a mask: pixels of either. By a convex combination: one grey level.
+  masked = spread > 0.5
+  assert 0.1 < masked.mean() < 0.4
+  off = np.minimum(abs(mixed - 0.2), abs(mixed - 0.8))[masked]
+  assert off.max() < 1e-5
+  between = (spread < 1e-6) & (mixed[:, 0, 0] > 0.25) & (mixed[:, 0, 0] < 0.75)
+  assert 0.1 < between.mean() < 0.4
+  same = np.asarray(augment.mix(KEY, images, 0.0))
+  np.testing.assert_array_equal(same, images)

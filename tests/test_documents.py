@@ -43,7 +43,7 @@ def test_the_python_of_the_readme(teacher):
   assert '"t20"' in code
   names: dict = {}
   exec(code.replace('"t20"', repr(str(teacher))), names)
-  assert names["images"].shape == (64, 8, 8, 1)
+  assert names["batch"].images.shape == (64, 8, 8, 1)
   assert jax.numpy.isfinite(names["info"].loss)
 
 

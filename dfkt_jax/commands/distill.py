@@ -7,25 +7,15 @@ from typing import Generic, TypeVar
 
 import jax
 
-from dfkt_jax import (
-  data,
-  evaluate,
-  files,
-  images,
-  models,
-  parallel,
-  teachers,
-  workdir,
-)
+from dfkt_jax import images, models, parallel, teachers, workdir
 from dfkt_jax import network as net
-from dfkt_jax.commands import summary
+from dfkt_jax.commands import evaluation, summary
 from dfkt_jax.commands.checks import check_numbers
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.driver import Pace, RunOptions, drive
 from dfkt_jax.errors import UsageError
 from dfkt_jax.loops import Loops
-from dfkt_jax.metrics import read_metrics
 from dfkt_jax.network import Network
 from dfkt_jax.synthesis.contract import Synthesizer
 
@@ -58,22 +48,6 @@ class Distill(Generic[M]):
     return _run(self, options)
 
 
-class Evaluation:
-  """Student and teacher on the evaluation set; the only reader of real data."""
-
-  def __init__(self, teacher: Network, dataset: data.Dataset):
-    self._dataset = dataset
-    self._predict = evaluate.make_predict()
-    self._decisions = self._predict(teacher, dataset.images).argmax(1)
-    self.teacher_accuracy = evaluate.share(self._decisions == dataset.labels)
-
-  def __call__(self, student: Network) -> dict[str, float]:
-    logits = self._predict(student, self._dataset.images)
-    result = evaluate.score(logits, self._dataset.labels, student.spec.classes)
-    agreement = evaluate.share(logits.argmax(1) == self._decisions)
-    return {"accuracy": result["accuracy"], "agreement": agreement}
-
-
 def _run(config: Distill, options: RunOptions) -> dict:
   # All that can be refused is refused before anything is written.
   check_numbers(config)
@@ -85,10 +59,7 @@ def _run(config: Distill, options: RunOptions) -> dict:
   _check_counts(config.method, config.transfer)
   key = jax.random.key(config.seed)
   jax.eval_shape(init, key, teacher)
-  dataset = None
-  if config.eval_dataset is not None:
-    dataset = data.load(config.eval_dataset, (spec.height, spec.width))
-    dataset = evaluate.fit_to(teacher, dataset)
+  dataset = evaluation.load(config.eval_dataset, teacher)
   mesh = parallel.make_mesh(options.devices)
   settings = {
     "command": "distill",
@@ -99,11 +70,11 @@ def _run(config: Distill, options: RunOptions) -> dict:
     result = workdir.finished(options.workdir)
     if result is not None:
       return result
-    evaluation = Evaluation(teacher, dataset) if dataset else None
+    judge = evaluation.Evaluation(teacher, dataset) if dataset else None
     teacher = parallel.replicate(teacher, mesh)
     state = jax.jit(init)(key, teacher)
-    state, pace = _train(config, options, key, teacher, state, evaluation)
-    return _finish(config, options, state, pace, evaluation, card)
+    state, pace = _train(config, options, key, teacher, state, judge)
+    return _finish(config, options, state, pace, judge, card)
 
 
 def _init(config, module, key, teacher):
@@ -125,6 +96,12 @@ def _check_counts(method: Synthesizer, transfer: Transfer) -> None:
   for flag, count in counts.items():
     if count < 1:
       raise UsageError(f"{flag} is {count}: give a whole number from 1 up")
+  if transfer.offline and (transfer.warmup_rounds or not transfer.pool_size):
+    raise UsageError(
+      f"--offline fills a pool before the student begins and --pool-size is"
+      f" {transfer.pool_size}, --warmup-rounds {transfer.warmup_rounds}: give"
+      " --pool-size the size of the transfer set, and no --warmup-rounds"
+    )
   if transfer.pool_size and transfer.pool_size < made:
     raise UsageError(
       f"--pool-size is {transfer.pool_size} and a round makes {made} images:"
@@ -138,13 +115,15 @@ def _train(
   key: jax.Array,
   teacher: Network,
   state: transfers.State,
-  evaluation: Evaluation | None,
+  judge: evaluation.Evaluation | None,
 ) -> tuple[transfers.State, Pace]:
   """The rounds of a run, on the current mesh."""
   method, transfer = config.method, config.transfer
   loops = Loops.for_backend()
   make = functools.partial(transfers.make_round, method, transfer, loops)
-  warm_up, learn = make(learn=False), make(learn=True)
+  warm_up = make(learn=False)
+  learn = make(synthesise=not transfer.offline)
+  rounds, warmup = transfer.rounds(method), transfer.warmup(method)
   # A pool may hold no more than one batch yet.
   shown = min(GRID_IMAGES, transfers.images_per_step(method, transfer))
   preview = jax.jit(
@@ -152,7 +131,7 @@ def _train(
   )
 
   def advance(state, index):
-    step = warm_up if index < transfer.warmup_rounds else learn
+    step = warm_up if index < warmup else learn
     return step(state, index, key, teacher)
 
   def observe(state, done):
@@ -160,74 +139,59 @@ def _train(
     if jax.process_index() == 0:
       name = f"{done * transfer.student_steps:06d}.png"
       images.save_png(options.workdir / "images" / name, grid)
-    if evaluation is None:
+    if judge is None or done <= warmup:
       return {}
-    metrics = evaluation(state.learner.student)
-    return {f"eval/{name}": value for name, value in metrics.items()}
+    return judge(state.learner.student)
 
   return drive(
     options,
     title=f"distill {type(method).__name__}",
     state=state,
-    rounds=transfer.rounds,
+    rounds=rounds,
     advance=advance,
     observe=observe,
-    observe_every=max(1, transfer.rounds // max(1, config.evaluations)),
+    observe_every=max(1, rounds // max(1, config.evaluations)),
     images_per_round=_images_per_round(config),
     steps_per_round=transfer.student_steps,
   )
 
 
 def _images_per_round(config: Distill) -> int:
-  """The batch once per optimiser step, as the benchmarks count."""
+  """The batch once per optimiser step, as the benchmarks count; the mean."""
   method, transfer = config.method, config.transfer
-  synthesis = transfers.images_per_step(method, transfer)
-  return (
-    transfer.synthesis_steps * synthesis
-    + transfer.student_steps * transfer.batch_size
+  rounds, warmup = transfer.rounds(method), transfer.warmup(method)
+  synthesising = warmup if transfer.offline else rounds
+  synthesis = transfer.synthesis_steps * transfers.images_per_step(
+    method, transfer
   )
+  learning = transfer.student_steps * transfer.batch_size
+  total = synthesising * synthesis + (rounds - warmup) * learning
+  return round(total / rounds)
 
 
 def _images_synthesized(config):
   """Images the student could learn from: pooled ones, or fresh samples."""
   method, transfer = config.method, config.transfer
+  rounds, warmup = transfer.rounds(method), transfer.warmup(method)
   if transfer.pool_size:
-    return transfer.rounds * transfers.images_per_step(method, transfer)
-  learning = transfer.rounds - transfer.warmup_rounds
-  return learning * transfer.student_steps * transfer.batch_size
+    filling = warmup if transfer.offline else rounds
+    return filling * transfers.images_per_step(method, transfer)
+  return (rounds - warmup) * transfer.student_steps * transfer.batch_size
 
 
-def _finish(config, options, state, pace, evaluation, teacher_card):
-  student = jax.device_get(state.learner.student)
-  transfer = config.transfer
-  last = read_metrics(options.workdir)[-1]
-  learning = transfer.rounds - transfer.warmup_rounds
-  result = {
-    "command": "distill",
-    "method": type(config.method).__name__,
-    "teacher_sha256": teacher_card.weights_sha256,
-    "teacher_arch": teacher_card.arch,
-    "student_arch": config.student,
-    "teacher_parameters": teacher_card.parameters,
-    "student_parameters": net.num_parameters(student),
-    "seed": config.seed,
-    "rounds": transfer.rounds,
-    "steps": learning * transfer.student_steps,
-    "eval_dataset": config.eval_dataset,
-    **summary.accuracies(options.workdir),
-    "agreement": last.get("eval/agreement"),
-    "agreement_on_synthetic": round(last["distillation/agreement"], 6),
-    "teacher_accuracy": evaluation.teacher_accuracy if evaluation else None,
-    "images_synthesized": _images_synthesized(config),
-    **summary.cost(pace, _images_per_round(config)),
-  }
-  if jax.process_index() == 0:
-    source = f"dfkt distill {type(config.method).__name__}"
-    teachers.save(
-      options.workdir / "student",
-      student,
-      teachers.describe(student, config.student, source=source),
-      replace=True,
-    )
-    files.write_json(options.workdir / "result.json", result)
-  return result
+def _finish(config, options, state, pace, judge, teacher_card):
+  rounds = config.transfer.rounds(config.method)
+  learning = rounds - config.transfer.warmup(config.method)
+  return summary.finish(
+    options,
+    config,
+    state.learner.student,
+    teacher_card,
+    judge,
+    {
+      "rounds": rounds,
+      "steps": learning * config.transfer.student_steps,
+      "images_synthesized": _images_synthesized(config),
+      **summary.cost(pace, _images_per_round(config)),
+    },
+  )

@@ -17,12 +17,19 @@ class Pool(NamedTuple):
   images: jax.Array  # u8[capacity, height, width, channels]
   labels: jax.Array  # i32[capacity]
   pushed: jax.Array  # i32[], images ever pushed
+  soft_labels: jax.Array | None = None  # f32[capacity, classes], logits
 
 
-def init(capacity: int, shape: tuple[int, int, int]) -> Pool:
+def init(
+  capacity: int, shape: tuple[int, int, int], soft_classes: int = 0
+) -> Pool:
+  """An empty pool; with `soft_classes` it keeps soft labels of so many."""
   images = parallel.split(jnp.zeros((capacity, *shape), jnp.uint8))
   labels = parallel.split(jnp.full(capacity, -1, jnp.int32))
-  return Pool(images, labels, jnp.int32(0))
+  soft_labels = None
+  if soft_classes:
+    soft_labels = parallel.split(jnp.zeros((capacity, soft_classes)))
+  return Pool(images, labels, jnp.int32(0), soft_labels)
 
 
 def push(pool: Pool, batch: Batch) -> Pool:
@@ -30,10 +37,15 @@ def push(pool: Pool, batch: Batch) -> Pool:
   capacity, count = len(pool.images), len(batch.images)
   slots = (pool.pushed + jnp.arange(count)) % capacity
   pixels = jnp.round(batch.images * 255).astype(jnp.uint8)
+  store = lambda held, new: parallel.split(held.at[slots].set(new))
+  soft_labels = None
+  if pool.soft_labels is not None:
+    soft_labels = store(pool.soft_labels, batch.soft_labels)
   return Pool(
-    parallel.split(pool.images.at[slots].set(pixels)),
-    parallel.split(pool.labels.at[slots].set(batch.labels)),
+    store(pool.images, pixels),
+    store(pool.labels, batch.labels),
     pool.pushed + count,
+    soft_labels,
   )
 
 
@@ -52,4 +64,7 @@ def latest(pool: Pool, count: int) -> Batch:
 
 def _take(pool, index):
   images = pool.images[index].astype(jnp.float32) / 255
-  return parallel.split(Batch(images, pool.labels[index]))
+  soft_labels = None
+  if pool.soft_labels is not None:
+    soft_labels = pool.soft_labels[index]
+  return parallel.split(Batch(images, pool.labels[index], soft_labels))

@@ -3,7 +3,8 @@
 Without a pool the student learns from fresh samples of the method, which goes
 on from round to round (a generator). With one, the finished images are pushed
 to the pool, the student learns from the pool, and the method begins its next
-batch (optimised pixels).
+batch (optimised pixels). Offline, the pool is filled once, the transfer set,
+and then the student learns without further synthesis.
 """
 
 from collections.abc import Callable
@@ -40,11 +41,17 @@ class Transfer:
   student_steps: int = 10  # a round
   pool_size: int = 0  # images kept; 0: the student sees fresh samples only
   warmup_rounds: int = 0  # rounds of synthesis before the student begins
+  offline: bool = False  # warm up until the pool is full, then only learn
 
-  @property
-  def rounds(self) -> int:
+  def warmup(self, method: Synthesizer) -> int:
+    """Rounds before the student begins."""
+    if not self.offline:
+      return self.warmup_rounds
+    return -(-self.pool_size // images_per_step(method, self))
+
+  def rounds(self, method: Synthesizer) -> int:
     """Rounds in all, warm-up included."""
-    return self.warmup_rounds + -(-self.kd.steps // self.student_steps)
+    return self.warmup(method) + -(-self.kd.steps // self.student_steps)
 
 
 def stream(key: jax.Array, name: int, step: Any) -> jax.Array:
@@ -67,18 +74,26 @@ def init(
   synthesis = method.init(stream(key, INIT, 0), teacher, student)
   pool = None
   if transfer.pool_size:
-    pool = pools.init(transfer.pool_size, teacher.spec.shape)
+    sample = jax.eval_shape(
+      lambda key, state: method.sample(key, state, 1), key, synthesis
+    )
+    soft = 0 if sample.soft_labels is None else sample.soft_labels.shape[1]
+    pool = pools.init(transfer.pool_size, teacher.spec.shape, soft)
   return State(synthesis, transfer.kd.init(student), pool)
 
 
 def make_round(
-  method: Synthesizer, transfer: Transfer, loops: Loops, learn: bool = True
+  method: Synthesizer,
+  transfer: Transfer,
+  loops: Loops,
+  learn: bool = True,
+  synthesise: bool = True,
 ) -> Callable[[State, Any, jax.Array, Network], tuple[State, dict]]:
   """round(state, index, key, teacher) -> (state, infos).
 
-  `index` counts rounds from 0; `state` is donated. `infos` has "synthesis" and,
-  unless `learn` is False (warm-up), "distillation": Info tuples of the method
-  and of KD, every field f32[steps].
+  `index` counts rounds from 0; `state` is donated. `infos` has "synthesis"
+  unless `synthesise` is False (offline) and "distillation" unless `learn` is
+  (warm-up): Info tuples of the method and of KD, every field f32[steps].
   """
   kd, batch_size = transfer.kd, transfer.batch_size
 
@@ -88,7 +103,7 @@ def make_round(
 
   def student_step(learner, step, key, teacher, batch):
     key = stream(key, STUDENT, step)
-    return kd.step(key, learner, batch.images, batch.labels, teacher)
+    return kd.step(key, learner, batch, teacher)
 
   def learn_fresh(learner, step, key, teacher, synthesis):
     batch = method.sample(stream(key, DRAW, step), synthesis, batch_size)
@@ -109,7 +124,7 @@ def make_round(
       return method.restart(key, synthesis, teacher, student)  # type: ignore
     return method.init(key, teacher, student)
 
-  synthesise = loops.repeat(synthesis_step, transfer.synthesis_steps)
+  optimise = loops.repeat(synthesis_step, transfer.synthesis_steps)
   study = loops.repeat(
     learn_pool if transfer.pool_size else learn_fresh, transfer.student_steps
   )
@@ -118,19 +133,21 @@ def make_round(
 
   def transfer_round(state, index, key, teacher):
     synthesis, learner, pool = state
-    first = index * transfer.synthesis_steps
-    synthesis, info = synthesise(
-      synthesis, first, key, teacher, learner.student
-    )
-    infos = {"synthesis": info}
-    if transfer.pool_size:
+    infos = {}
+    if synthesise:
+      first = index * transfer.synthesis_steps
+      synthesis, infos["synthesis"] = optimise(
+        synthesis, first, key, teacher, learner.student
+      )
+    if synthesise and transfer.pool_size:
       pool = harvest(pool, synthesis, index, key)
       synthesis = restart(synthesis, index, key, teacher, learner.student)
     if learn:
-      first = (index - transfer.warmup_rounds) * transfer.student_steps
+      first = (index - transfer.warmup(method)) * transfer.student_steps
       source = pool if transfer.pool_size else synthesis
-      learner, info = study(learner, first, key, teacher, source)
-      infos["distillation"] = info
+      learner, infos["distillation"] = study(
+        learner, first, key, teacher, source
+      )
     return State(synthesis, learner, pool), infos
 
   return loops.whole(transfer_round)

@@ -29,6 +29,22 @@ def l2_norm(images: jax.Array) -> jax.Array:
   return jnp.sqrt(squared + 1e-12).mean()
 
 
+def pixel_sum(images: jax.Array) -> jax.Array:
+  """Mean over the batch of the sum of an image's values: dark costs nothing."""
+  return jnp.abs(images).sum((1, 2, 3)).mean()
+
+
+def neighbour_sum(images: jax.Array) -> jax.Array:
+  """Anisotropic total variation: an image's absolute neighbour differences.
+
+  Right and down, summed over the image, mean over the batch (Rudin et al. 1992
+  in its L1 form). An image's share does not depend on the batch.
+  """
+  right, down, *_ = _differences(images)
+  sums = [jnp.abs(d).sum((1, 2, 3)).mean() for d in (right, down)]
+  return sums[0] + sums[1]
+
+
 def _differences(x):
   return (
     x[:, :, 1:] - x[:, :, :-1],

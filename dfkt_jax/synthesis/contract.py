@@ -8,7 +8,9 @@ vmapped over seeds and resumed.
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 
+from dfkt_jax import parallel
 from dfkt_jax.network import Network
 
 State = Any  # a NamedTuple or flax struct of arrays, checkpointed as it is
@@ -20,6 +22,14 @@ class Batch(NamedTuple):
 
   images: jax.Array  # f32[batch, height, width, channels] in [0, 1]
   labels: jax.Array  # i32[batch]; -1 where the method aims at no class
+  # f32[batch, classes], the logits of the soft labels an image was made for;
+  # None where a method makes images for none.
+  soft_labels: jax.Array | None = None
+
+
+def unlabelled(images: jax.Array) -> Batch:
+  """Images that aim at no class."""
+  return Batch(images, parallel.split(jnp.full(len(images), -1, jnp.int32)))
 
 
 @runtime_checkable

@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import optax
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
 from dfkt_jax.distillation.kd import KD
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
@@ -35,7 +34,7 @@ from dfkt_jax.losses import classification, statistics
 from dfkt_jax.models import generator
 from dfkt_jax.models.generator import GeneratorNetwork
 from dfkt_jax.network import Network
-from dfkt_jax.synthesis.contract import Batch
+from dfkt_jax.synthesis.contract import Batch, unlabelled
 
 
 class State(NamedTuple):
@@ -110,8 +109,7 @@ class DFQ:
 
   def sample(self, key: jax.Array, state: State, batch_size: int) -> Batch:
     """Images of fresh noise; they aim at no class."""
-    images = generator.sample(key, state.generator, batch_size)
-    return Batch(images, parallel.split(jnp.full(batch_size, -1, jnp.int32)))
+    return unlabelled(generator.sample(key, state.generator, batch_size))
 
   def _loss(self, params, key, network, teacher, student):
     images = generator.sample(

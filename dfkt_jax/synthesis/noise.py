@@ -11,7 +11,7 @@ from dfkt_jax import parallel
 from dfkt_jax.distillation.kd import KD
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.network import Network
-from dfkt_jax.synthesis.contract import Batch
+from dfkt_jax.synthesis.contract import Batch, unlabelled
 
 
 class State(NamedTuple):
@@ -65,4 +65,4 @@ class Noise:
       noise = parallel.split(jax.random.normal(key, shape))
       full = (None, None, None)
       images = jnp.clip(state.mean[full] + state.std[full] * noise, 0.0, 1.0)
-    return Batch(images, parallel.split(jnp.full(batch_size, -1, jnp.int32)))
+    return unlabelled(images)

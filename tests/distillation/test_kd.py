@@ -10,13 +10,15 @@ import pytest
 from dfkt_jax import network as net
 from dfkt_jax.distillation import optimizers
 from dfkt_jax.distillation.kd import KD
+from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import classification
+from dfkt_jax.synthesis.contract import Batch
 from tests.assets import torch as import_torch
 from tests.networks import tiny
 
 KEY = jax.random.key(3)
 IMAGES = jax.random.uniform(jax.random.key(5), (32, 8, 8, 1))
-NO_LABELS = jnp.full(32, -1, jnp.int32)
+BATCH = Batch(IMAGES, jnp.full(32, -1, jnp.int32))
 
 
 @pytest.mark.parametrize("loss", ["kl", "l1"])
@@ -25,7 +27,7 @@ def test_info_is_the_equations(loss):
   kd = KD(steps=10, loss=loss, temperature=3.0, hard_label_weight=0.5)
   labels = jnp.where(jnp.arange(32) < 16, 4, -1)
   step = jax.jit(kd.step)
-  _, info = step(KEY, kd.init(student), IMAGES, labels, teacher)
+  _, info = step(KEY, kd.init(student), Batch(IMAGES, labels), teacher)
   theirs = net.logits(teacher, IMAGES)
   ours, _ = net.train_logits(student, IMAGES, KEY)
   distance = {
@@ -47,7 +49,7 @@ def test_hard_labels_pull_towards_the_label():
   labels = jnp.full(32, 4, jnp.int32)
   for index in range(20):
     key = jax.random.fold_in(KEY, index)
-    state, info = step(key, state, IMAGES, labels, teacher)
+    state, info = step(key, state, Batch(IMAGES, labels), teacher)
   assert info.hard_label < 0.1
 
 
@@ -59,7 +61,7 @@ def test_steps_bring_the_student_to_the_teacher(optimizer):
   distances = []
   for index in range(60):
     key = jax.random.fold_in(KEY, index)
-    state, info = step(key, state, IMAGES, NO_LABELS, teacher)
+    state, info = step(key, state, BATCH, teacher)
     distances.append(float(info.distance))
   assert distances[-1] < 0.3 * distances[0]
 
@@ -68,7 +70,7 @@ def test_running_statistics_move_and_the_teacher_does_not():
   teacher, student = tiny(), tiny(1)
   kd = KD(steps=10)
   before = jax.tree.map(np.asarray, teacher.variables)
-  state, _ = jax.jit(kd.step)(KEY, kd.init(student), IMAGES, NO_LABELS, teacher)
+  state, _ = jax.jit(kd.step)(KEY, kd.init(student), BATCH, teacher)
   jax.tree.map(np.testing.assert_array_equal, before, teacher.variables)
   moved = jax.tree.map(
     lambda a, b: bool((a != b).any()),
@@ -82,10 +84,32 @@ def test_augmentation_is_of_what_both_networks_see():
   teacher = tiny()
   kd = KD(steps=10, crop_padding=2, flip=True)
   twin = dataclasses.replace(kd, crop_padding=0, flip=False)
-  step = lambda kd: jax.jit(kd.step)(
-    KEY, kd.init(teacher), IMAGES, NO_LABELS, teacher
-  )
+  step = lambda kd: jax.jit(kd.step)(KEY, kd.init(teacher), BATCH, teacher)
   assert float(step(kd)[1].distance) != float(step(twin)[1].distance)
+
+
+def test_stored_soft_labels_stand_in_for_the_teacher():
+  teacher, student = tiny(), tiny(1)
+  kd = KD(steps=10, temperature=3.0, target="stored")
+  stored = 4.0 * jax.random.normal(KEY, (32, 10))
+  batch = BATCH._replace(soft_labels=stored)
+  _, info = jax.jit(kd.step)(KEY, kd.init(student), batch, teacher)
+  ours, _ = net.train_logits(student, IMAGES, KEY)
+  expected = classification.kl(stored, ours, 3.0)
+  assert info.distance == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_mixed_images_have_no_stored_labels():
+  kd = KD(steps=10, target="stored", mix=0.5)
+  batch = BATCH._replace(soft_labels=jnp.zeros((32, 10)))
+  with pytest.raises(UsageError, match="--mix"):
+    kd.step(KEY, kd.init(tiny(1)), batch, tiny())
+
+
+def test_stored_labels_that_are_not_there_are_refused():
+  kd = KD(steps=10, target="stored")
+  with pytest.raises(UsageError, match="--target teacher"):
+    kd.step(KEY, kd.init(tiny(1)), BATCH, tiny())
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])

@@ -59,3 +59,16 @@ def test_the_pool_is_split_over_devices():
   assert len(pool.images.sharding.device_set) == 8
   assert not pool.images.is_fully_replicated
   assert held(pool) == list(range(8))
+
+
+def test_soft_labels_stay_with_their_images():
+  images = jnp.arange(6.0).reshape(6, 1, 1, 1) / 255
+  soft = jnp.arange(12.0).reshape(6, 2)
+  pool = pools.init(4, (1, 1, 1), soft_classes=2)
+  for part in (slice(0, 3), slice(3, 6)):
+    labels = jnp.zeros(3, jnp.int32)
+    pool = pools.push(pool, Batch(images[part], labels, soft[part]))
+  batch = pools.draw(jax.random.key(0), pool, 32)
+  drawn = np.round(np.asarray(batch.images)[:, 0, 0, 0] * 255)
+  assert set(drawn) == {2.0, 3.0, 4.0, 5.0}
+  np.testing.assert_array_equal(batch.soft_labels[:, 0], 2 * drawn)

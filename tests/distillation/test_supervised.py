@@ -39,7 +39,8 @@ def test_it_learns_labels():
   state, step = recipe.init(tiny(1)), jax.jit(recipe.step)
   losses = []
   for index in range(80):
-    state, info = step(KEY, state, index, images, jnp.asarray(labels))
+    batch = recipe.batch(KEY, index, images, jnp.asarray(labels))
+    state, info = step(KEY, state, index, *batch)
     losses.append(float(info.cross_entropy))
   assert losses[-1] < 0.5 * losses[0]
 

@@ -14,6 +14,8 @@ from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.loops import Loops
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
 from dfkt_jax.synthesis.dfq import DFQ
+from dfkt_jax.synthesis.soft_target import SoftTarget
+from dfkt_jax.synthesis.target_fitting import TargetFitting
 from tests.networks import tiny
 
 KEY = jax.random.key(11)
@@ -130,7 +132,30 @@ def test_warm_up_leaves_the_student_alone():
   for a, b in zip(arrays(state.learner.student), expected, strict=True):
     np.testing.assert_array_equal(a, b)
   recipe = dataclasses.replace(METHODS["fresh"][1], warmup_rounds=2)
-  assert recipe.rounds == 2 + 3
+  assert recipe.rounds(METHODS["fresh"][0]) == 2 + 3
+
+
+def test_offline_fills_the_pool_and_then_only_learns():
+  fitting = TargetFitting(target_temperature=4.0)
+  method = SoftTarget(synthesis_batch_size=16, fitting=fitting)
+  recipe = dataclasses.replace(
+    METHODS["pool"][1], pool_size=40, offline=True, kd=KD(steps=6, lr=0.05)
+  )
+  assert recipe.warmup(method) == 3
+  assert recipe.rounds(method) == 3 + 2
+  teacher, student = tiny(), tiny(1)
+  state = transfers.init(KEY, method, recipe, teacher, student)
+  fill = transfers.make_round(method, recipe, Loops(False), learn=False)
+  learn = transfers.make_round(method, recipe, Loops(False), synthesise=False)
+  for index in range(3):
+    state, infos = fill(state, index, KEY, teacher)
+    assert set(infos) == {"synthesis"}
+  pool = jax.device_get(state.pool)
+  assert pool.pushed == 48
+  assert len(np.unique(pool.images, axis=0)) == 40
+  state, infos = learn(state, 3, KEY, teacher)
+  assert set(infos) == {"distillation"}
+  np.testing.assert_array_equal(state.pool.images, pool.images)
 
 
 def test_the_student_comes_closer_to_the_teacher():

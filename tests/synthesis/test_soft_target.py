@@ -1,0 +1,177 @@
+"""The Gaussian of features, its soft labels, and the images fitted to them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkt_jax import models, tails
+from dfkt_jax import network as net
+from dfkt_jax.errors import UsageError
+from dfkt_jax.losses import classification
+from dfkt_jax.synthesis import soft_target
+from dfkt_jax.synthesis.soft_target import SoftTarget
+from dfkt_jax.synthesis.target_fitting import TargetFitting, smooth_shapes
+from tests.networks import spec, tiny
+
+KEY = jax.random.key(4)
+
+
+@pytest.fixture(scope="module")
+def lenet():
+  return net.init(jax.random.key(0), models.build("lenet5", 10), spec(28))
+
+
+def covariance_of_draws(gaussian, count=100_000):
+  h = np.asarray(jax.jit(gaussian.draw, static_argnums=1)(KEY, count))
+  return h.mean(0), np.cov(h, rowvar=False)
+
+
+@pytest.mark.parametrize("layer", ["", "conv3", "fc2"])
+def test_draws_have_the_models_covariance(lenet, layer):
+  method = SoftTarget(sigma=2.0, layer=layer)
+  gaussian = method.features(lenet)
+  mean, covariance = covariance_of_draws(gaussian)
+  of = tails.layers(lenet)
+  named = {"": of[-2], "conv3": of[2], "fc2": of[-1]}[layer]
+  # By hand: 4 cos(w_i, w_j).
+  w = np.asarray(tails.kernel(lenet, named), np.float64)
+  w = w.reshape(-1, w.shape[-1])
+  w /= np.linalg.norm(w, axis=0)
+  expected = 4.0 * w.T @ w
+  # A sample covariance of 100,000 draws strays by about sigma^2 / 316.
+  np.testing.assert_allclose(covariance, expected, atol=0.08)
+  np.testing.assert_allclose(mean, 0.0, atol=0.04)
+
+
+def test_a_singular_correlation_is_drawn_cleanly(lenet):
+  kernel = lenet.params["fc1"]["kernel"]
+  # Every unit twice: half of the eigenvalues are zero.
+  kernel = jnp.concatenate([kernel[:, :42], kernel[:, :42]], axis=1)
+  params = {**lenet.params, "fc1": {**lenet.params["fc1"], "kernel": kernel}}
+  twins = lenet.with_params(params)
+  h = SoftTarget(sigma=1.0).features(twins).draw(KEY, 1000)
+  assert np.isfinite(h).all()
+  np.testing.assert_allclose(h[:, :42], h[:, 42:], atol=0.02)
+
+
+def test_the_mean_is_zero_or_the_bias(lenet):
+  layer = lenet.params["fc1"]
+  params = {**lenet.params, "fc1": {**layer, "bias": layer["bias"] + 3.0}}
+  moved = lenet.with_params(params)
+  assert (SoftTarget().features(moved).mean == 0).all()
+  np.testing.assert_allclose(
+    SoftTarget(center="bias").features(moved).mean, 3.0
+  )
+
+
+def test_batch_norm_gives_mean_and_deviation():
+  teacher = tiny()
+  method = SoftTarget(moments="batch_norm")
+  gaussian = method.features(teacher)
+  norm = teacher.params["bn2"]
+  np.testing.assert_allclose(gaussian.mean, norm["bias"])
+  variance = (gaussian.factor @ gaussian.factor.T).diagonal()
+  np.testing.assert_allclose(variance, norm["scale"] ** 2, rtol=1e-4)
+
+
+def test_a_teacher_without_batch_norm_is_refused(lenet):
+  with pytest.raises(UsageError, match="--moments weights"):
+    SoftTarget(moments="batch_norm").init(KEY, lenet, None)
+
+
+def test_a_layer_with_maps_is_refused(lenet):
+  with pytest.raises(UsageError, match=r"'conv1'.*conv3, fc1, fc2"):
+    SoftTarget(layer="conv1").init(KEY, lenet, None)
+
+
+def test_every_class_is_the_argmax_of_some_soft_label(lenet):
+  labels = jax.jit(
+    lambda key, t: SoftTarget(sigma=4.0).soft_labels(key, t, 20_000)
+  )(KEY, lenet)
+  histogram = np.bincount(np.asarray(labels.argmax(1)), minlength=10)
+  print("soft labels by top class:", histogram.tolist())  # noqa: T201
+  assert (histogram > 0).all()
+
+
+def test_soft_labels_stay_while_images_are_fitted(lenet):
+  fitting = TargetFitting(
+    image_lr=0.05, target_temperature=4.0, activation_weight=0.0
+  )
+  method = SoftTarget(synthesis_batch_size=16, sigma=4.0, fitting=fitting)
+  state = method.init(KEY, lenet, None)
+  before = np.asarray(state.soft_labels)
+  step = jax.jit(method.step)
+  divergences = []
+  for index in range(25):
+    key = jax.random.fold_in(KEY, index)
+    state, info = step(key, state, lenet, None)
+    divergences.append(float(info.divergence))
+  np.testing.assert_array_equal(state.soft_labels, before)
+  assert divergences[-1] < 0.8 * divergences[0]
+  batch = method.sample(KEY, state, 16)
+  np.testing.assert_array_equal(batch.soft_labels, before)
+  np.testing.assert_array_equal(batch.labels, before.argmax(1))
+
+
+def test_info_is_the_equations(lenet):
+  fitting = TargetFitting(
+    target_temperature=3.0,
+    activation_weight=0.5,
+    tv_weight=0.02,
+    sum_weight=0.005,
+  )
+  method = SoftTarget(synthesis_batch_size=8, fitting=fitting)
+  state = method.init(KEY, lenet, None)
+  _, info = jax.jit(method.step)(KEY, state, lenet, None)
+  x = np.asarray(state.images)
+  logits, taps = net.features(lenet, state.images)
+  divergence = classification.kl(state.soft_labels, logits, 3.0)
+  activation = np.abs(taps["penultimate"]).mean()
+  variation = sum(np.abs(np.diff(x, axis=axis)).sum() for axis in (1, 2))
+  loss = (
+    divergence - 0.5 * activation + 0.02 * variation / 8 + 0.005 * x.sum() / 8
+  )
+  assert info.divergence == pytest.approx(float(divergence), rel=1e-4)
+  assert info.loss == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_rescaled_images_fill_the_range(lenet):
+  fitting = dataclasses.replace(TargetFitting(), pixels="rescale")
+  method = SoftTarget(synthesis_batch_size=8, fitting=fitting)
+  state = method.init(KEY, lenet, None)
+  state, _ = jax.jit(method.step)(KEY, state, lenet, None)
+  assert float(state.images.min()) == 0.0
+  assert float(state.images.max()) == pytest.approx(1.0)
+
+
+def test_cosines_are_of_incoming_weights():
+  teacher = tiny()
+  conv = [x for x in tails.layers(teacher) if not x.is_norm][-2]
+  correlation = soft_target.incoming_correlation(teacher, conv)
+  w = np.asarray(tails.kernel(teacher, conv)).mean((0, 1))
+  i, j = w[:, 0], w[:, 1]
+  expected = i @ j / np.linalg.norm(i) / np.linalg.norm(j)
+  assert correlation[0, 1] == pytest.approx(float(expected), rel=1e-4)
+  np.testing.assert_allclose(correlation.diagonal(), 1.0, rtol=1e-5)
+
+
+def test_shapes_are_smooth_differ_and_have_black_around():
+  x = np.asarray(smooth_shapes(KEY, 200, (28, 28, 3)))
+  assert x.shape == (200, 28, 28, 3)
+  assert x.min() >= 0.0
+  assert x.max() <= 1.0
+  step = np.abs(np.diff(x, axis=1)).mean()
+  # Of uniform noise it would be 1/3.
+  assert step < 0.1
+  assert (x < 0.1).mean() > 0.2
+  assert x.mean((1, 2, 3)).std() > 0.05
+
+
+def test_fitting_can_begin_at_shapes(lenet):
+  fitting = TargetFitting(start="shapes")
+  state = fitting.init(KEY, jnp.zeros((4, 10)), lenet.spec)
+  expected = smooth_shapes(KEY, 4, lenet.spec.shape)
+  np.testing.assert_allclose(state.images, expected, rtol=1e-5, atol=1e-6)
