@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfkt_jax.checkpoint import Checkpoints
+from dfkt_jax.data.stream import Stream
 from dfkt_jax.errors import DfktError, Preempted
 from dfkt_jax.metrics import MetricsWriter
 from dfkt_jax.progress import Progress
@@ -52,6 +53,7 @@ def drive(
   observe_every: int,
   images_per_round: int,
   steps_per_round: int = 1,
+  stream: Stream | None = None,
 ) -> tuple[Any, Pace]:
   """Runs rounds 0 .. rounds - 1, resuming from the newest checkpoint.
 
@@ -62,6 +64,7 @@ def drive(
     observe: (state, rounds done) -> metrics; called every `observe_every`
       rounds and after the last one.
     steps_per_round: what the log counts a round as.
+    stream: of what `advance` takes batches; it resumes where it stood.
 
   Raises:
     DfktError: a loss term is not finite; the last checkpoint is from before.
@@ -76,6 +79,8 @@ def drive(
     if done:
       state, meta = checkpoints.restore(done, state)
       wall = meta["wall_seconds"]
+      if stream is not None:
+        stream.restore(meta["stream"])
     stop = stack.enter_context(_stop_signals())
     writer = stack.enter_context(
       MetricsWriter(
@@ -123,7 +128,9 @@ def drive(
           images_per_second=clock.pace * images_per_round,
         )
       if due or stop.is_set() or done == rounds:
-        meta = {"wall_seconds": clock.wall}
+        meta: dict[str, Any] = {"wall_seconds": clock.wall}
+        if stream is not None:
+          meta["stream"] = stream.state
         checkpoints.save(done, state, meta)
         saved_at = time.monotonic()
       if stop.is_set() and done < rounds:

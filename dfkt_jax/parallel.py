@@ -64,12 +64,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def put_batch(tree: Any, mesh: Mesh) -> Any:
-  """Puts host arrays on the mesh, split where they divide evenly."""
+def put_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+  """Puts host arrays on the mesh, split along `axis` if that is even."""
 
   def put(x):
-    even = x.ndim and x.shape[0] % mesh.size == 0
-    spec = PartitionSpec(DATA) if even else PartitionSpec()
+    even = x.ndim > axis and x.shape[axis] % mesh.size == 0
+    spec = PartitionSpec(*[None] * axis, DATA) if even else PartitionSpec()
     return jax.device_put(x, NamedSharding(mesh, spec))
 
   return jax.tree.map(put, tree)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfkt_jax.data.stream import Stream
 from dfkt_jax.driver import RunOptions, drive
 from dfkt_jax.errors import DfktError, Preempted
 from dfkt_jax.metrics import read_metrics
@@ -90,3 +91,32 @@ def test_a_finished_loop_runs_no_round_again(tmp_path):
   go(tmp_path)
   state, seen, _ = go(tmp_path)
   assert (state, seen) == (10, [])
+
+
+def test_a_stream_resumes_on_the_very_next_batch(tmp_path):
+  numbers = np.arange(12)
+  taken = []
+
+  def go_on(workdir, stop_at=None):
+    with Stream(numbers, 3, seed=7) as stream:
+
+      def advance(state, index):
+        if index == stop_at:
+          os.kill(os.getpid(), signal.SIGTERM)
+        taken.append(next(stream).tolist())
+        loss = np.zeros(1)
+        return state + 1, {"train": Info(loss, loss, loss)}
+
+      options = RunOptions(workdir, checkpoint_seconds=1e9)
+      observe = lambda state, done: {}
+      drive(
+        *(options, "test", jnp.int32(0), 9, advance, observe, 100, 1),
+        stream=stream,
+      )
+
+  go_on(tmp_path / "whole")
+  whole, taken = taken, []
+  with pytest.raises(Preempted):
+    go_on(tmp_path / "half", stop_at=3)
+  go_on(tmp_path / "half")
+  assert taken == whole

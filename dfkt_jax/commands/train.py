@@ -1,14 +1,21 @@
 """`dfkt teacher train`: a teacher where there is no file of one."""
 
+from collections.abc import Callable
+import contextlib
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
 
 from dfkt_jax import data, evaluate, files, models, parallel, teachers, workdir
 from dfkt_jax import network as net
 from dfkt_jax.commands import summary
 from dfkt_jax.commands.checks import check_numbers
+from dfkt_jax.data.examples import Examples, moments, open_examples
+from dfkt_jax.data.stream import Stream, put
 from dfkt_jax.distillation import supervised
 from dfkt_jax.distillation.supervised import Supervised
 from dfkt_jax.driver import Pace, RunOptions, drive
@@ -18,13 +25,17 @@ from dfkt_jax.network import InputSpec, Network
 
 STEPS_PER_ROUND = 20
 
+# (state, round) -> (state, infos), as `drive` wants it.
+Advance = Callable[[supervised.State, int], tuple[supervised.State, Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainTeacher:
   """Trains a classifier on labelled images.
 
   The network ends up in WORKDIR/network. The last iterate is kept, whatever the
-  evaluation says.
+  evaluation says. A tfds: dataset is streamed from disk and may be larger than
+  memory; any other is loaded onto the device.
   """
 
   recipe: Supervised
@@ -38,7 +49,7 @@ class TrainTeacher:
     """Runs to the end, or resumes; the contents of result.json."""
     check_numbers(self)
     settings = {"command": "teacher train", **workdir.settings(self)}
-    train_set = data.load(self.dataset)
+    train_set = open_examples(self.dataset) or data.load(self.dataset)
     held_out = data.load(self.eval_dataset) if self.eval_dataset else None
     spec = input_spec(train_set)
     module = models.build(self.arch, spec.classes)
@@ -59,6 +70,8 @@ class TrainTeacher:
         held_out,
         self.evaluations,
         f"train {self.arch}",
+        mesh,
+        self.seed,
       )
       return self._finish(options, network, pace)
 
@@ -88,25 +101,32 @@ class TrainTeacher:
     return result
 
 
-def check(recipe: Supervised, dataset: data.Dataset) -> None:
+def check(recipe: Supervised, dataset: data.Dataset | Examples) -> None:
   """Refuses a recipe that the dataset cannot feed."""
-  if not 1 <= recipe.batch_size <= len(dataset.images):
+  count = len(dataset if isinstance(dataset, Examples) else dataset.images)
+  if not 1 <= recipe.batch_size <= count:
     raise UsageError(
       f"--batch-size is {recipe.batch_size} and dataset {dataset.name} has"
-      f" {len(dataset.images)} images: give 1 to {len(dataset.images)}"
+      f" {count} images: give 1 to {count}"
     )
   if recipe.steps < 1:
     raise UsageError(f"--steps is {recipe.steps}: give a number from 1 up")
 
 
-def input_spec(dataset: data.Dataset) -> InputSpec:
+def input_spec(dataset: data.Dataset | Examples) -> InputSpec:
   """The input of a network for this dataset, with its pixels' moments."""
-  pixels = dataset.images.reshape(-1, dataset.images.shape[-1]) / 255
-  classes = len(dataset.class_names) or int(dataset.labels.max()) + 1
+  if isinstance(dataset, Examples):
+    shape, classes = dataset.shape, dataset.classes
+    mean, std = moments(dataset)
+  else:
+    shape = dataset.images.shape[1:]
+    pixels = dataset.images.reshape(-1, shape[-1]) / 255
+    mean, std = pixels.mean(0), pixels.std(0)
+    classes = len(dataset.class_names) or int(dataset.labels.max()) + 1
   return InputSpec(
-    *dataset.images.shape[1:],
-    mean=tuple(round(float(m), 4) for m in pixels.mean(0)),
-    std=tuple(round(max(float(s), 1e-3), 4) for s in pixels.std(0)),
+    *shape,
+    mean=tuple(round(float(m), 4) for m in mean),
+    std=tuple(round(max(float(s), 1e-3), 4) for s in std),
     classes=classes,
     class_names=tuple(dataset.class_names),
   )
@@ -117,33 +137,15 @@ def train(
   recipe: Supervised,
   key: jax.Array,
   network: Network,
-  train_set: data.Dataset,
+  train_set: data.Dataset | Examples,
   held_out: data.Dataset | None,
   evaluations: int,
   title: str,
+  mesh: Mesh,
+  seed: int,
 ) -> tuple[Network, Pace]:
-  """Trains `network`, on the current mesh, resuming from the workdir."""
-  train_set = evaluate.fit_to(network, train_set)
-  pixels, labels = jnp.asarray(train_set.images), jnp.asarray(train_set.labels)
+  """Trains `network`, resuming from the workdir; `seed` orders a stream."""
   predict = evaluate.make_predict()
-
-  def body(state, step, key, pixels, labels):
-    # Steps past the last one, in a last round that is not full, do nothing.
-    new, info = recipe.step(key, state, step, pixels, labels)
-    keep = step < recipe.steps
-    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state), info
-
-  loops = Loops.for_backend()
-  repeat = loops.repeat(body, STEPS_PER_ROUND)
-  step_round = loops.whole(
-    lambda state, index, key, pixels, labels: repeat(
-      state, index * STEPS_PER_ROUND, key, pixels, labels
-    )
-  )
-
-  def advance(state, index):
-    state, info = step_round(state, index, key, pixels, labels)
-    return state, {"train": info}
 
   def observe(state: supervised.State, done: int):
     if held_out is None:
@@ -152,15 +154,79 @@ def train(
     return {"eval/accuracy": result["accuracy"]}
 
   rounds = -(-recipe.steps // STEPS_PER_ROUND)
-  state, pace = drive(
-    options,
-    title=title,
-    state=recipe.init(network),
-    rounds=rounds,
-    advance=advance,
-    observe=observe,
-    observe_every=max(1, rounds // max(1, evaluations)),
-    images_per_round=STEPS_PER_ROUND * recipe.batch_size,
-    steps_per_round=STEPS_PER_ROUND,
-  )
+  with contextlib.ExitStack() as stack:
+    stream = None
+    if isinstance(train_set, Examples):
+      stream = stack.enter_context(Stream(train_set, recipe.batch_size, seed))
+      advance = _from_stream(recipe, key, stream, mesh)
+    else:
+      advance = _from_memory(recipe, key, evaluate.fit_to(network, train_set))
+    state, pace = drive(
+      options,
+      title=title,
+      state=recipe.init(network),
+      rounds=rounds,
+      advance=advance,
+      observe=observe,
+      observe_every=max(1, rounds // max(1, evaluations)),
+      images_per_round=STEPS_PER_ROUND * recipe.batch_size,
+      steps_per_round=STEPS_PER_ROUND,
+      stream=stream,
+    )
   return state.network, pace
+
+
+def _from_memory(
+  recipe: Supervised, key: jax.Array, train_set: data.Dataset
+) -> Advance:
+  """Rounds on a training set that is on the device as a whole."""
+  pixels, labels = jnp.asarray(train_set.images), jnp.asarray(train_set.labels)
+
+  def body(state, step, key, pixels, labels):
+    batch = recipe.batch(key, step, pixels, labels)
+    return _step(recipe, key, state, step, *batch)
+
+  step_round = _compile(body)
+
+  def advance(state, index):
+    state, info = step_round(state, index, key, pixels, labels)
+    return state, {"train": info}
+
+  return advance
+
+
+def _from_stream(
+  recipe: Supervised, key: jax.Array, stream: Stream, mesh: Mesh
+) -> Advance:
+  """Rounds on u8[steps, batch, height, width, channels] off a stream."""
+
+  def body(state, step, key, pixels, labels):
+    at = step % STEPS_PER_ROUND
+    return _step(recipe, key, state, step, pixels[at], labels[at])
+
+  step_round = _compile(body)
+
+  def advance(state, index):
+    batches = [next(stream) for _ in range(STEPS_PER_ROUND)]
+    batches = put(tuple(map(np.stack, zip(*batches))), mesh, axis=1)
+    state, info = step_round(state, index, key, *batches)
+    return state, {"train": info}
+
+  return advance
+
+
+def _compile(body):
+  loops = Loops.for_backend()
+  repeat = loops.repeat(body, STEPS_PER_ROUND)
+  return loops.whole(
+    lambda state, index, key, pixels, labels: repeat(
+      state, index * STEPS_PER_ROUND, key, pixels, labels
+    )
+  )
+
+
+def _step(recipe, key, state, step, images, labels):
+  """Steps past the last one, in a last round that is not full, do nothing."""
+  new, info = recipe.step(key, state, step, images, labels)
+  keep = step < recipe.steps
+  return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state), info

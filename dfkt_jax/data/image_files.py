@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 import io
 from pathlib import Path, PurePath, PurePosixPath
 import re
+from typing import Any
 import zipfile
 import zlib
 
@@ -23,6 +24,9 @@ _UNREADABLE = (
   zipfile.BadZipFile,
 )
 
+# What Pillow raises for bytes that are no image.
+_NO_IMAGE = (SyntaxError, ValueError)
+
 Size = tuple[int, int] | None
 
 
@@ -38,7 +42,7 @@ def read_folder(name: str, folder: Path, size: Size) -> Dataset:
   paths = {
     path.relative_to(folder).as_posix(): path
     for path in sorted(folder.rglob("*"))
-    if _is_image(path.relative_to(folder)) and path.is_file()
+    if is_image(path.relative_to(folder)) and path.is_file()
   }
   return _dataset(name, folder, paths, lambda m: paths[m].read_bytes(), size)
 
@@ -56,7 +60,7 @@ def read_zip(name: str, path: Path, size: Size) -> Dataset:
       infos = {
         info.filename: info
         for info in archive.infolist()
-        if _is_image(PurePosixPath(info.filename))
+        if is_image(PurePosixPath(info.filename))
       }
       too_large = [n for n, info in infos.items() if info.file_size > LARGEST]
       if too_large:
@@ -88,8 +92,7 @@ def _dataset(
     )
   classes, labels = _labels(place, members)
   images = [
-    _decode(place, member, _bytes(place, member, read), size)
-    for member in members
+    np.asarray(fit(decode(place, member, read), size)) for member in members
   ]
   shapes = sorted({image.shape[:2] for image in images})
   if len(shapes) > 1:
@@ -100,19 +103,10 @@ def _dataset(
   return Dataset(name, np.stack(images), labels, classes)
 
 
-def _is_image(path: PurePath) -> bool:
+def is_image(path: PurePath) -> bool:
   """By its ending; hidden files, such as macOS adds to zips, are none."""
   hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
   return path.suffix.lower() in ENDINGS and not hidden
-
-
-def _bytes(place, member, read):
-  try:
-    return read(member)
-  except _UNREADABLE as error:
-    raise UsageError(
-      f"{place}: {member} cannot be read ({error}): mend or remove it"
-    ) from error
 
 
 def _labels(place, members):
@@ -147,28 +141,38 @@ def _check_folders(place, members):
       )
 
 
-def _decode(place, member, raw, size):
-  """uint8[height, width, 3]."""
+def decode(place: Path, member: str, read: Callable[[str], bytes]) -> Any:
+  """The RGB image, of PIL, that `read` answers the bytes of.
+
+  Raises:
+    UsageError: the member of `place` cannot be read or is no such image.
+  """
   from PIL import Image
 
   try:
-    picture = Image.open(io.BytesIO(raw))
+    picture = Image.open(io.BytesIO(read(member)))
     # Pillow clips these to 8 bits, which leaves them white.
     if picture.mode.startswith(("I", "F")):
       raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
-    picture = picture.convert("RGB")
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    return picture.convert("RGB")
+  except (*_UNREADABLE, *_NO_IMAGE, Image.DecompressionBombError) as error:
     raise UsageError(
-      f"{place}: {member} is not an image that can be read ({e}): mend or"
+      f"{place}: {member} cannot be read ({error}): expected an image; mend or"
       " remove it"
-    ) from e
+    ) from error
+
+
+def fit(picture: Any, size: Size) -> Any:
+  """A PIL image at (height, width): the shorter side to fit, then the centre.
+
+  Bilinear with antialiasing; `size` None leaves it as it is.
+  """
   if size is not None and picture.size != size[::-1]:
-    picture = _resize_and_crop(picture, *size)
-  return np.asarray(picture)
+    return _resize_and_crop(picture, *size)
+  return picture
 
 
 def _resize_and_crop(picture, height, width):
-  """The shorter side to fit, then the centre."""
   from PIL import Image
 
   scale = max(height / picture.height, width / picture.width)

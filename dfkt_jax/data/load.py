@@ -49,7 +49,7 @@ def load(text: str, size: Size = None) -> Dataset:
     UsageError: the text says nothing we know, or what it names is not there, is
       broken, or is empty.
   """
-  body, bounds = _slice(text)
+  body, bounds = split_slice(text)
   kind, colon, at = body.partition(":")
   split = None
   if not colon:
@@ -60,7 +60,7 @@ def load(text: str, size: Size = None) -> Dataset:
     hint = f"did you mean {close[0]}? " if close and close[0] != kind else ""
     raise UsageError(f"dataset {text!r} is unknown; {hint}{EXPECTED}")
   if colon and kind not in ("folder", "zip"):
-    at, split = _split(kind, at)
+    at, split = split_of(kind, at)
   if split is not None and split not in _SPLITS.get(kind, (split,)):
     raise UsageError(
       f"dataset {text!r} has no split {split!r}: expected"
@@ -78,7 +78,8 @@ def load(text: str, size: Size = None) -> Dataset:
   return chosen
 
 
-def _slice(text: str) -> tuple[str, slice]:
+def split_slice(text: str) -> tuple[str, slice]:
+  """A text without its slice such as [:500], and that slice."""
   match = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)\]", text)
   if not match:
     return text, slice(None)
@@ -86,7 +87,7 @@ def _slice(text: str) -> tuple[str, slice]:
   return match[1], slice(first, last)
 
 
-def _split(kind: str, at: str) -> tuple[str, str | None]:
+def split_of(kind: str, at: str) -> tuple[str, str | None]:
   """What is there is a path; else its last part may be a split."""
   head, slash, tail = at.rpartition("/")
   known = _SPLITS.get(kind)

@@ -1,6 +1,7 @@
 """Arrays in a .npz file."""
 
 from pathlib import Path
+import struct
 import zipfile
 import zlib
 
@@ -51,6 +52,53 @@ def read(name: str, path: Path, split: str | None) -> Dataset:
     )
   chosen = train if split == "train" else ~train
   return Dataset(name, images[chosen], labels[chosen], names)
+
+
+def read_images(path: Path) -> np.ndarray:
+  """The array `images` alone, uint8[n, height, width, channels].
+
+  It stays on disk (a memmap) unless the file is compressed.
+
+  Raises:
+    UsageError: there is none, or it is of another kind.
+  """
+  images = _in_place(path)
+  if images is None:
+    arrays = _arrays(path)
+    if "images" not in arrays:
+      raise UsageError(
+        f"{path} holds {', '.join(arrays) or 'nothing'}: {EXPECTED}"
+      )
+    images = arrays["images"]
+  images = images[..., None] if images.ndim == 3 else images
+  _check(path, images, np.zeros(len(images), np.int32))
+  return images
+
+
+def _in_place(path):
+  """The array `images` where it is a plain stretch of the file, or None."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      info = archive.getinfo("images.npy")
+      if info.compress_type != zipfile.ZIP_STORED:
+        return None
+      with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+          (1, 0): np.lib.format.read_array_header_1_0,
+          (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read_header(file)
+        header = file.tell()
+    with open(path, "rb") as raw:
+      # The name and an extra field stand between zip's header and the array.
+      raw.seek(info.header_offset + 26)
+      name, extra = struct.unpack("<HH", raw.read(4))
+    offset = info.header_offset + 30 + name + extra + header
+    order = "F" if fortran else "C"
+    return np.memmap(path, dtype, "r", offset, shape, order)
+  except (OSError, struct.error, zipfile.BadZipFile, *_BROKEN):
+    return None  # whoever loads it says what is wrong
 
 
 def _arrays(path):

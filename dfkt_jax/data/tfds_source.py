@@ -1,8 +1,10 @@
-"""Prepared TFDS datasets in ArrayRecord form, decoded to arrays.
+"""Prepared TFDS datasets in ArrayRecord form, whole or an example at a time.
 
 No TensorFlow: `as_data_source` reads ArrayRecord files by itself.
 """
 
+import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,61 @@ import numpy as np
 
 from dfkt_jax.data.dataset import Dataset
 from dfkt_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split, read an example at a time and from several threads."""
+
+  source: str  # as given: a name or a directory
+  split: str
+  data: Any  # random access to examples
+  image_key: str
+  label_key: str | None
+  class_names: tuple[str, ...]
+  classes: int | None  # as far as the features tell
+  directory: str
+
+  def __len__(self) -> int:
+    return len(self.data)
+
+  def image(self, index: int) -> np.ndarray:
+    """uint8[height, width, 1 or 3]."""
+    return self[index]["image"]
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """ "image", uint8[height, width, 1 or 3], and "label", i32[], if labelled.
+
+    Raises:
+      UsageError: it cannot be read, or is no image of that kind.
+    """
+    try:
+      example = self.data[index]
+      image = np.asarray(example[self.image_key])
+      label = np.int32(example[self.label_key]) if self.label_key else None
+    except Exception as error:  # tfds, ArrayRecord and decoders: a dozen kinds
+      raise UsageError(
+        f"tfds:{self.source} cannot be read from {self.directory}"
+        f" ({_first_line(error)}): prepare it again"
+      ) from error
+    image = image[..., None] if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+      raise UsageError(
+        f"tfds:{self.source}/{self.split} has an image {list(image.shape)}:"
+        " expected [height, width, 1 or 3]; name another split or prepare it"
+        " anew"
+      )
+    return (
+      {"image": image} if label is None else {"image": image, "label": label}
+    )
+
+  @property
+  def fingerprint(self) -> str:
+    """Changes when the files do."""
+    files = sorted(Path(self.directory).iterdir())
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    text = repr((self.directory, self.split, stats))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(name: str, source: str, split: str | None) -> Dataset:
@@ -22,6 +79,21 @@ def read(name: str, source: str, split: str | None) -> Dataset:
     UsageError: it is not prepared, cannot be read, has no such split, or no
       uint8 image and whole-number label.
   """
+  opened = open_split(source, split)
+  examples = [opened[index] for index in range(len(opened))]
+  images = [example["image"] for example in examples]
+  if not images or len({image.shape for image in images}) > 1:
+    raise UsageError(
+      f"tfds:{source}/{opened.split} has {len(images)} images of"
+      f" {len({image.shape for image in images})} sizes: expected some of one"
+      " size; name another split or prepare it with images resized"
+    )
+  labels = np.array([example["label"] for example in examples], np.int32)
+  return Dataset(name, np.stack(images), labels, opened.class_names)
+
+
+def open_split(source: str, split: str | None, labelled: bool = True) -> Split:
+  """A split to be read lazily; raises as `read`."""
   builder = _builder(source)
   splits = list(builder.info.splits)
   if split is None:
@@ -36,8 +108,9 @@ def read(name: str, source: str, split: str | None) -> Dataset:
       f"tfds:{source} has no split {split!r}: expected one of"
       f" {', '.join(splits)}"
     )
-  image, label = _keys(source, builder.info)
-  _check(source, builder.info.features, image, label)
+  features = builder.info.features
+  image, label = _keys(source, builder.info, labelled)
+  _check(source, features, image, label)
   try:
     data = builder.as_data_source(split)
   except ImportError as error:
@@ -48,22 +121,16 @@ def read(name: str, source: str, split: str | None) -> Dataset:
       f" ({_first_line(error)}): prepare it with"
       " file_format='array_record'"
     ) from error
-  pairs = _pairs(source, builder, data, image, label)
-  images = [x[..., None] if x.ndim == 2 else x for x, _ in pairs]
-  if len({x.shape for x in images}) > 1:
-    raise UsageError(
-      f"tfds:{source} has images of several sizes: expected one; prepare it"
-      " with images resized"
-    )
-  if not images or images[0].ndim != 3 or images[0].shape[-1] not in (1, 3):
-    raise UsageError(
-      f"tfds:{source}/{split} has {len(images)} images"
-      f" {list(images[0].shape) if images else ''}: expected some of [height,"
-      " width, 1 or 3]; name another split or prepare it anew"
-    )
-  labels = np.array([y for _, y in pairs], np.int32)
-  return Dataset(
-    name, np.stack(images), labels, _names(builder.info.features[label])
+  labels = features[label] if label else None
+  return Split(
+    source,
+    str(split),
+    data,
+    image,
+    label,
+    class_names=_names(labels),
+    classes=getattr(labels, "num_classes", None),
+    directory=str(builder.data_dir),
   )
 
 
@@ -97,8 +164,8 @@ def _not_installed(source, error):
   )
 
 
-def _keys(source, info):
-  """The names of the image and of the label among the features."""
+def _keys(source, info, labelled):
+  """The names of the image and, if labelled, of the label."""
   import tensorflow_datasets as tfds
 
   features, supervised = info.features, info.supervised_keys or ()
@@ -106,7 +173,7 @@ def _keys(source, info):
   if len(supervised) == 2 and all(
     isinstance(key, str) and key in features for key in supervised
   ):
-    return supervised
+    return supervised if labelled else (supervised[0], None)
 
   def find(usual, kind):
     if usual in features:
@@ -122,29 +189,21 @@ def _keys(source, info):
     return fitting[0]
 
   image = find("image", tfds.features.Image)
+  if not labelled:
+    return image, None
   return image, find("label", tfds.features.ClassLabel)
 
 
 def _check(source, features, image, label):
-  image_type = np.dtype(features[image].np_dtype)
-  label_type = np.dtype(features[label].np_dtype)
-  if image_type != np.uint8 or label_type.kind not in "iu":
-    raise UsageError(
-      f"tfds:{source} has {image!r} of {image_type} and {label!r} of"
-      f" {label_type}: expected uint8 and whole numbers; prepare it with those"
-    )
-
-
-def _pairs(source, builder, data, image, label):
-  """(uint8 image, int label) of every example."""
-  try:
-    examples = (data[index] for index in range(len(data)))
-    return [(np.asarray(x[image]), int(x[label])) for x in examples]
-  except Exception as error:  # tfds, ArrayRecord and decoders: a dozen kinds
-    raise UsageError(
-      f"tfds:{source} cannot be read from {builder.data_dir}"
-      f" ({_first_line(error)}): prepare it again"
-    ) from error
+  kinds = {image: "u"} | ({label: "iu"} if label else {})
+  for key, expected in kinds.items():
+    dtype = np.dtype(features[key].np_dtype)
+    if dtype.kind not in expected or (key == image and dtype != np.uint8):
+      wanted = "uint8" if key == image else "whole numbers"
+      raise UsageError(
+        f"tfds:{source} has {key!r} of {dtype}: expected {wanted}; prepare it"
+        " with those"
+      )
 
 
 def _first_line(error):

@@ -51,15 +51,13 @@ class Supervised:
     images: jax.Array,
     labels: jax.Array,
   ) -> tuple[State, Info]:
-    """One optimiser step on batch number `step`.
+    """One optimiser step, number `step`, on a batch.
 
-    `images` u8[n, height, width, channels] and `labels` i32[n] are the whole
-    training set; every epoch goes through it in a new order and drops what does
-    not fill a batch. `key` is the run's, not the step's.
+    `images` u8[batch, height, width, channels] and `labels` i32[batch]; `key`
+    is the run's, not the step's.
     """
-    order_key, step_key = jax.random.split(key)
-    index = _batch_index(order_key, step, len(images), self.batch_size)
-    batch = parallel.split(images[index]).astype(jnp.float32) / 255
+    _, step_key = jax.random.split(key)
+    batch = parallel.split(images).astype(jnp.float32) / 255
     augment_key, dropout_key = jax.random.split(
       jax.random.fold_in(step_key, step)
     )
@@ -68,7 +66,7 @@ class Supervised:
     )
     params = state.network.params
     gradient, (variables, info) = jax.grad(self._loss, has_aux=True)(
-      params, state.network, batch, labels[index], dropout_key
+      params, state.network, batch, labels, dropout_key
     )
     updates, opt_state = self._optimizer().update(
       gradient, state.opt_state, params
@@ -76,6 +74,18 @@ class Supervised:
     network = dataclasses.replace(state.network, variables=variables)
     network = network.with_params(optax.apply_updates(params, updates))
     return State(network, opt_state), info
+
+  def batch(
+    self, key: jax.Array, step: jax.Array, images: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """The batch of step `step` out of a whole training set on the device.
+
+    Every epoch goes through the set in a new order and drops what does not fill
+    a batch. `key` is the run's, as in `step`.
+    """
+    order_key, _ = jax.random.split(key)
+    index = _batch_index(order_key, step, len(images), self.batch_size)
+    return images[index], labels[index]
 
   def _loss(self, params, network, images, labels, key):
     logits, variables = net.train_logits(

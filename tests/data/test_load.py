@@ -187,7 +187,7 @@ def test_image_files_that_cannot_be_used(tmp_path):
   refused(f"zip:{path}", "2 sizes", "(5, 5)")
   assert data.load(f"zip:{path}", (4, 4)).images.shape == (2, 4, 4, 3)
   write_zip(path, a__x=png(), b__y=png()[:40])
-  refused(f"zip:{path}", "b/y.png is not an image")
+  refused(f"zip:{path}", "b/y.png cannot be read")
   write_zip(path, a__x=png(), y=png())
   refused(f"zip:{path}", "class of some images is not told")
   path.write_bytes(b"no zip at all")

@@ -1,0 +1,139 @@
+"""Where a pool's images come from, and what is broken there."""
+
+import io
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from dfkt_jax.data import builder, sources
+from dfkt_jax.data import pool as pools
+from dfkt_jax.data.dataset import Dataset
+from dfkt_jax.data.pool import open_pool
+
+SHAPE = (4, 4, 3)
+
+
+def flat(value, size=(6, 9), kind="PNG") -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(np.full(size, value, np.uint8)).save(buffer, kind)
+  return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  place = tmp_path / "photos"
+  files = {
+    "b.webp": flat(90, kind="WEBP"),
+    "c.png": flat(77, (8, 5)),
+    "a/y.jpg": flat(200, kind="JPEG"),
+    "a/deep/x.png": flat(10),
+  }
+  for name, raw in files.items():
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
+    (place / name).write_bytes(raw)
+  return place
+
+
+def quietly(_):
+  pass
+
+
+def names(opened):
+  return [opened.names[index] for index in range(len(opened))]
+
+
+def test_packed_and_plain_members_of_a_zip_file(folder, tmp_path):
+  path = tmp_path / "pool.zip"
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    for file in sorted(folder.rglob("*.*")):
+      how = zipfile.ZIP_STORED if file.suffix == ".jpg" else None
+      archive.write(file, file.relative_to(folder).as_posix(), how)
+  a = open_pool(f"zip:{path}", SHAPE, tmp_path / "c", workers=3)
+  b = open_pool(f"folder:{folder}", SHAPE, tmp_path / "c")
+  assert names(a) == sorted(names(b))
+  order = [names(b).index(name) for name in names(a)]
+  np.testing.assert_array_equal(a.images[:], b.images[np.array(order)])
+
+
+def test_a_broken_member_of_a_zip_file_is_left_out(tmp_path):
+  path = tmp_path / "pool.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("a.png", flat(1))
+    archive.writestr("b.png", flat(2))
+  raw = bytearray(path.read_bytes())
+  raw[raw.index(b"a.png") + 40] ^= 255
+  path.write_bytes(raw)
+  opened = open_pool(f"zip:{path}", SHAPE, tmp_path / "c", say=quietly)
+  assert names(opened) == ["b.png"]
+  card = json.loads((opened.cache / pools.CARD).read_text())
+  assert (card["images"], card["left_out"]) == (1, 1)
+  assert "a.png" in card["first_left_out"][0]
+
+
+def test_arrays_are_read_in_place(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), np.uint8)
+  np.savez(tmp_path / "plain", images=images)
+  np.savez_compressed(tmp_path / "packed", images=images)
+  for name in ("plain", "packed"):
+    opened = open_pool(f"npz:{tmp_path}/{name}.npz", SHAPE, tmp_path / "c")
+    np.testing.assert_array_equal(opened.images[:], images)
+  source = sources.open_source(f"npz:{tmp_path / 'plain.npz'}")
+  assert isinstance(source.image(0), np.memmap)
+
+
+def test_a_prepared_dataset_is_a_pool(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), np.uint8)
+  dataset = Dataset("five", images, np.zeros(5, np.int32))
+  made = builder.write("five", {"train": dataset}, tmp_path)
+  opened = open_pool(f"tfds:{made}/train", SHAPE, tmp_path / "c")
+  np.testing.assert_array_equal(opened.images[:], images)
+  assert opened.names[3] == "train/00000003"
+
+
+def test_names_that_are_no_text(tmp_path):
+  place = tmp_path / "odd"
+  place.mkdir()
+  for name in (b"two\nlines.png", b"\xff.png", "\u00e9.png".encode()):
+    Path(os.fsdecode(os.fsencode(place) + b"/" + name)).write_bytes(flat(3))
+  opened = open_pool(f"folder:{place}", SHAPE, tmp_path / "c")
+  assert len(opened) == 3
+  assert set(names(opened)) == {"two\\nlines.png", "\\udcff.png", "\u00e9.png"}
+
+
+_DECODE = """
+import os, sys
+from pathlib import Path
+from dfkt_jax.data import pool
+pool.PART_BYTES = 2 * 4 * 4 * 3
+save = pool.save
+def save_and_die(path, array):
+  save(path, array)
+  os.kill(os.getpid(), 9)
+pool.save = save_and_die
+pool.open_pool(sys.argv[1], (4, 4, 3), Path(sys.argv[2]))
+"""
+
+
+def test_kill_9_in_the_middle_of_decoding(folder, tmp_path, monkeypatch):
+  text, cache = f"folder:{folder}", tmp_path / "cache"
+  killed = subprocess.run(
+    [sys.executable, "-c", _DECODE, text, str(cache)],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    cwd=Path(__file__).parents[2],
+  )
+  assert killed.returncode == -9
+  (part,) = cache.rglob("*.npy")
+  before = part.stat().st_mtime_ns
+  monkeypatch.setattr(pools, "PART_BYTES", 2 * 4 * 4 * 3)
+  opened = open_pool(text, SHAPE, cache, say=quietly)
+  assert part.stat().st_mtime_ns == before
+  whole = open_pool(text, SHAPE, tmp_path / "other", say=quietly)
+  np.testing.assert_array_equal(opened.images[:], whole.images[:])
+  assert names(opened) == names(whole)
