@@ -1,6 +1,6 @@
 """`dfkt`: typed sub-commands, nothing but unpacking and calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import difflib
 import os
@@ -22,6 +22,7 @@ usage: dfkt COMMAND ...
   quickstart            distil a digit classifier without its data, 2 minutes
   teacher import        a PyTorch checkpoint file becomes a network directory
   teacher train         trains a teacher where there is no file
+  data write            a dataset as one that is streamed from disk
   evaluate              accuracy, calibration and agreement of a network
   synthesize METHOD     images out of a teacher, as a dataset
   distill METHOD        a smaller student out of a teacher
@@ -70,8 +71,8 @@ def _dispatch(args: list[str]) -> None:
     _say(COMMANDS)
     return
   command, rest = args[0], args[1:]
-  if command == "teacher" and rest[:1] not in ([], ["-h"], ["--help"]):
-    command, rest = f"teacher {rest[0]}", rest[1:]
+  if command in _GROUPS and rest[:1] not in ([], ["-h"], ["--help"]):
+    command, rest = f"{command} {rest[0]}", rest[1:]
   if command not in _COMMANDS:
     known = list(_COMMANDS)
     close = difflib.get_close_matches(command, known, n=1)
@@ -105,7 +106,9 @@ def _say(text: str) -> None:
   Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
-def _method_name(command: str, args: list[str]) -> tuple[str, list[str]]:
+def _method_name(
+  command: str, args: list[str], known: Iterable[str]
+) -> tuple[str, list[str]]:
   """The method, which comes first or behind --method; and the other words."""
   args = [
     word
@@ -117,9 +120,7 @@ def _method_name(command: str, args: list[str]) -> tuple[str, list[str]]:
     return args[place + 1], args[:place] + args[place + 2 :]
   if args and not args[0].startswith("-"):
     return args[0], args[1:]
-  from dfkt_jax import methods
-
-  names = ", ".join(methods.SYNTHESIZERS)
+  names = ", ".join(known)
   if args[:1] in (["-h"], ["--help"]):
     _say(
       f"usage: dfkt {command} METHOD ...\n\nMETHOD is one of {names}, or"
@@ -157,20 +158,44 @@ def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
 
 def _distill(args: list[str]) -> None:
   from dfkt_jax import methods
+
+  known = {**methods.SYNTHESIZERS, **methods.OPENWORLD}
+  name, rest = _method_name("distill", args, known)
+  method = methods.find(name, known)
+  distill = _open_world if methods.is_open_world(method) else _data_free
+  distill(name, method, rest)
+
+
+def _data_free(name: str, method: type, args: list[str]) -> None:
+  from dfkt_jax import methods
   from dfkt_jax.commands.distill import Distill
   from dfkt_jax.distillation.kd import KD
   from dfkt_jax.distillation.transfer import Transfer
   from dfkt_jax.driver import RunOptions
 
-  name, rest = _method_name("distill", args)
-  method = methods.synthesizer(name)
   default = Distill(
     method=_default(method, Distill, Transfer, KD, RunOptions),
     transfer=methods.transfer_recipe(method),
     teacher=tyro.MISSING,
     student=tyro.MISSING,
   )
-  _carry_out(f"distill {name}", Distill[method], default, rest)
+  _carry_out(f"distill {name}", Distill[method], default, args)
+
+
+def _open_world(name: str, method: type, args: list[str]) -> None:
+  from dfkt_jax.commands.openworld import DistillOpenWorld
+  from dfkt_jax.distillation.kd import KD
+  from dfkt_jax.driver import RunOptions
+  from dfkt_jax.openworld.contract import Study
+
+  default = DistillOpenWorld(
+    method=_default(method, DistillOpenWorld, Study, KD, RunOptions),
+    study=getattr(method, "study", Study()),
+    teacher=tyro.MISSING,
+    student=tyro.MISSING,
+    pool=tyro.MISSING,
+  )
+  _carry_out(f"distill {name}", DistillOpenWorld[method], default, args)
 
 
 def _synthesize(args: list[str]) -> None:
@@ -178,8 +203,8 @@ def _synthesize(args: list[str]) -> None:
   from dfkt_jax.commands.synthesize import Synthesize
   from dfkt_jax.driver import RunOptions
 
-  name, rest = _method_name("synthesize", args)
-  method = methods.synthesizer(name)
+  name, rest = _method_name("synthesize", args, methods.SYNTHESIZERS)
+  method = methods.find(name, methods.SYNTHESIZERS)
   default = Synthesize(
     method=_default(method, Synthesize, RunOptions), teacher=tyro.MISSING
   )
@@ -336,11 +361,27 @@ def _teacher(args: list[str]) -> None:
   _say(text)
 
 
+def _write_data(args: list[str]) -> None:
+  from dfkt_jax.commands.data import Write
+
+  _say(_parse(Write, "data write", args).run())
+
+
+def _data(args: list[str]) -> None:
+  text = "usage: dfkt data write NAME --split SPLIT=DATA [--data-dir DIR]"
+  if not args:
+    raise UsageError(f"dfkt data needs 'write'\n{text}")
+  _say(text)
+
+
+_GROUPS = ("teacher", "data")
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "quickstart": _quickstart,
   "teacher": _teacher,
   "teacher import": _import,
   "teacher train": _train,
+  "data": _data,
+  "data write": _write_data,
   "evaluate": _evaluate,
   "synthesize": _synthesize,
   "distill": _distill,

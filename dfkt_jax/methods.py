@@ -9,9 +9,15 @@ import sys
 
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
+from dfkt_jax.openworld.dfnd import DFND
+from dfkt_jax.openworld.mosaic import MosaicKD
+from dfkt_jax.openworld.odsd import ODSD
+from dfkt_jax.openworld.random_selection import RandomSelection
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
 from dfkt_jax.synthesis.dfq import DFQ
 from dfkt_jax.synthesis.noise import Noise
+from dfkt_jax.synthesis.soft_target import SoftTarget
+from dfkt_jax.synthesis.zskd import ZSKD
 
 # Begins the module names of files that users name on the command line.
 USER_MODULE = "dfkt_user_"
@@ -20,26 +26,41 @@ SYNTHESIZERS: Mapping[str, type] = {
   "deep-inversion": DeepInversion,
   "dfq": DFQ,
   "noise": Noise,
+  "soft-target": SoftTarget,
+  "zskd": ZSKD,
 }
 
 
-def synthesizer(name: str) -> type:
-  """The method class of a name, or of path/to/file.py:ClassName.
+OPENWORLD: Mapping[str, type] = {
+  "dfnd": DFND,
+  "mosaic-kd": MosaicKD,
+  "odsd": ODSD,
+  "random": RandomSelection,
+}
+
+
+def find(name: str, methods: Mapping[str, type]) -> type:
+  """The class of a name among `methods`, or of path/to/file.py:ClassName.
 
   Raises:
     UsageError: there is none, or it lacks what a method has.
   """
   plain = name.replace("_", "-")
-  if plain in SYNTHESIZERS:
-    return SYNTHESIZERS[plain]
+  if plain in methods:
+    return methods[plain]
   if ":" in name:
     return _from_file(name)
-  close = difflib.get_close_matches(plain, SYNTHESIZERS, n=1)
+  close = difflib.get_close_matches(plain, methods, n=1)
   hint = f"did you mean {close[0]}? " if close else ""
   raise UsageError(
     f"method {name!r} is unknown; {hint}expected one of"
-    f" {', '.join(SYNTHESIZERS)} or path/to/file.py:ClassName"
+    f" {', '.join(methods)} or path/to/file.py:ClassName"
   )
+
+
+def is_open_world(method: type) -> bool:
+  """Whether it selects from a pool of images, or else makes its own."""
+  return hasattr(method, "select")
 
 
 def transfer_recipe(method: type) -> Transfer:
@@ -56,15 +77,19 @@ def _from_file(name):
       f"method {name!r}: {path} has no dataclass {attribute!r}; name the class"
       " behind the colon and decorate it with @dataclass(frozen=True)"
     )
+  functions, contract = ("init", "step", "sample"), "synthesis"
+  if is_open_world(method):
+    functions, contract = ("select", "init", "step", "student"), "openworld"
   missing = [
     function
-    for function in ("init", "step", "sample")
+    for function in functions
     if not callable(getattr(method, function, None))
   ]
   if missing:
     raise UsageError(
-      f"method {name!r} has no {' and no '.join(missing)}: a method has init,"
-      " step and sample (dfkt_jax/synthesis/contract.py)"
+      f"method {name!r} has no {' and no '.join(missing)}: a method has"
+      f" {', '.join(functions[:-1])} and {functions[-1]}"
+      f" (dfkt_jax/{contract}/contract.py)"
     )
   return method
 

@@ -133,7 +133,7 @@ def test_deep_inversion_through_a_pool(teacher, tmp_path):
   result = json.loads((work / "result.json").read_text())
   assert result["images_synthesized"] == 32
   assert result["accuracy_last"] is None
-  assert result["agreement_on_synthetic"] is not None
+  assert result["agreement_in_training"] is not None
 
 
 def test_synthesize_writes_a_dataset_with_a_verifier(teacher, tmp_path, capsys):

@@ -18,9 +18,14 @@ from dfkt_jax.metrics import read_metrics
 from tests.networks import tiny
 
 TIMES = ("wall_seconds", "images_per_second", "device")
+BATCH = ["--synthesis-batch-size", "16"]
 METHODS = {
-  "dfq": ["--latent", "4", "--generator-widths", "4", "4", "4"],
-  "deep-inversion": ["--synthesis-steps", "4", "--pool-size", "64"],
+  "dfq": [*BATCH, "--latent", "4", "--generator-widths", "4", "4", "4"],
+  "deep-inversion": [*BATCH, "--synthesis-steps", "4", "--pool-size", "64"],
+  # A transfer set first, then only the student.
+  "soft-target": [*BATCH, "--synthesis-steps", "4", "--pool-size", "64"],
+  # Batches come from the disk.
+  "odsd": ["--pool", "POOL", "--num-images", "90", "--pool-cache", "CACHE"],
 }
 
 
@@ -33,6 +38,7 @@ def inputs(tmp_path_factory):
   )
   chosen = data.load("digits/test")
   np.savez(place / "d", images=chosen.images[:40], labels=chosen.labels[:40])
+  np.savez(place / "pool", images=data.load("digits/train").images[:120])
   return place
 
 
@@ -42,9 +48,10 @@ def start(inputs: Path, method: str, work: Path) -> subprocess.Popen:
     *("--teacher", inputs / "t", "--student", "convnet-half"),
     *("--eval-dataset", f"npz:{inputs / 'd.npz'}", "--workdir", work),
     *("--steps", "160", "--student-steps", "2", "--batch-size", "16"),
-    *("--synthesis-batch-size", "16", "--checkpoint-seconds", "0.3"),
-    *METHODS[method],
+    *("--checkpoint-seconds", "0.3", *METHODS[method]),
   ]
+  places = {"POOL": f"npz:{inputs / 'pool.npz'}", "CACHE": inputs / "cache"}
+  command = [places.get(word, word) for word in command]
   # One fake device: the suite's eight would only slow this down.
   environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
   return subprocess.Popen(

@@ -87,9 +87,8 @@ def show_list(what: str) -> None:
   from dfkt_jax.teachers import PRESETS
 
   if what == "methods":
-    names = {
-      name: _first_line(method) for name, method in methods.SYNTHESIZERS.items()
-    }
+    known = {**methods.SYNTHESIZERS, **methods.OPENWORLD}
+    names = {name: _first_line(method) for name, method in known.items()}
   elif what == "archs":
     names = {name: "" for name in models.ARCHS}
     names["wrn-DEPTH-WIDEN"] = "any other wide residual network"

@@ -1,0 +1,54 @@
+"""How the examples of a batch lie to each other.
+
+Embeddings are f32[batch, width].
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def normalise(x: jax.Array) -> jax.Array:
+  """Rows of length 1; the gradient at zero is finite."""
+  squared = jnp.square(x).sum(-1, keepdims=True)
+  return x * jax.lax.rsqrt(squared + 1e-12)
+
+
+def info_nce(
+  queries: jax.Array, keys: jax.Array, temperature: float
+) -> jax.Array:
+  """-log of the softmax share of a query's own key among all keys, the mean.
+
+  van den Oord et al., "Representation Learning with Contrastive Predictive
+  Coding", 2018, with the batch's other keys as negatives. Rows of length 1.
+  """
+  similarity = queries @ keys.T / temperature
+  return -jnp.diagonal(jax.nn.log_softmax(similarity)).mean()
+
+
+def distances(x: jax.Array, y: jax.Array) -> jax.Array:
+  """|x_i - y_j| over the mean of those that are not 0, f32[batch, batch].
+
+  Park et al., "Relational Knowledge Distillation", CVPR 2019, equation 4.
+  """
+  squared = jnp.square(x[:, None] - y[None]).sum(-1)
+  apart = squared > 1e-12
+  # The square root has no gradient at zero, where x and y are the same.
+  norms = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
+  mean = norms.sum() / jnp.maximum(apart.sum(), 1)
+  return norms / jnp.maximum(mean, 1e-12)
+
+
+def angles(x: jax.Array, vertex: jax.Array) -> jax.Array:
+  """cos of the angle x_i, vertex_j, x_k, f32[batch j, batch i, batch k].
+
+  Park et al. 2019, equation 6. Where two of the points are one it is 0.
+  """
+  sides = normalise(x[None] - vertex[:, None])
+  return jnp.einsum("jid,jkd->jik", sides, sides)
+
+
+def huber(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Mean Huber loss with threshold 1 (Park et al. 2019, equation 5)."""
+  difference = jnp.abs(x - y)
+  small = jnp.minimum(difference, 1.0)
+  return (small * (difference - 0.5 * small)).mean()

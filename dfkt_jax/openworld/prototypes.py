@@ -1,0 +1,99 @@
+"""Prototypes of a teacher's features, and how images lie about them.
+
+Features are compared by direction: u = f / |f|, the distance of two is 1 - cos.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dfkt_jax.openworld.scoring import Scores
+
+# Images of a class that its prototypes are found from, at most.
+SAMPLE = 4096
+_CHUNK = 65_536
+
+
+class Prototypes(NamedTuple):
+  directions: np.ndarray  # f32[prototypes, width], of length 1
+  classes: np.ndarray  # i32[prototypes]
+
+
+class Placement(NamedTuple):
+  """Where each of n images lies."""
+
+  nearest: np.ndarray  # i32[n], a prototype of the image's predicted class
+  distance: np.ndarray  # f32[n], to it
+
+
+def find(
+  rng: np.random.Generator,
+  scores: Scores,
+  per_class: int,
+  among: np.ndarray | None = None,
+) -> Prototypes:
+  """Prototypes of every predicted class, more for classes that spread wider.
+
+  Weighted k-means of the images' directions, weights their squared confidence:
+  what the teacher is sure of is closest to what it was trained on. A class gets
+  `per_class` prototypes times its mean distance from its own mean direction
+  over that of all classes, at least 1 and at most twice `per_class`.
+
+  Args:
+    among: i64[n], the images to look at (default: all).
+  """
+  # Heavy to import: only who clusters pays for it.
+  from sklearn.cluster import KMeans
+
+  among = np.arange(len(scores)) if among is None else among
+  samples, spreads = {}, {}
+  for label in np.unique(scores.decision[among]):
+    members = among[scores.decision[among] == label]
+    if len(members) > SAMPLE:
+      members = rng.choice(members, SAMPLE, replace=False)
+    members = np.sort(members)
+    u = _directions(scores.features[members])
+    weights = np.square(scores.confidence[members])
+    centre = _normalise(weights @ u)
+    spreads[label] = float((1.0 - u @ centre).mean())
+    samples[label] = u, weights
+  mean_spread = max(float(np.mean(list(spreads.values()))), 1e-12)
+  directions, classes = [], []
+  for label, (u, weights) in samples.items():
+    wanted = round(per_class * spreads[label] / mean_spread)
+    count = min(max(wanted, 1), 2 * per_class, len(np.unique(u, axis=0)))
+    means = KMeans(
+      count,
+      n_init=2,  # type: ignore (sklearn's annotation is of its default)
+      random_state=int(rng.integers(2**31)),
+    )
+    means.fit(u, sample_weight=weights)
+    directions.append(_normalise(means.cluster_centers_))
+    classes += [label] * count
+  return Prototypes(
+    np.concatenate(directions).astype(np.float32),
+    np.array(classes, np.int32),
+  )
+
+
+def place(scores: Scores, prototypes: Prototypes) -> Placement:
+  """Every image of the pool, a piece of it in memory at a time."""
+  nearest = np.empty(len(scores), np.int32)
+  distance = np.empty(len(scores), np.float32)
+  for start in range(0, len(scores), _CHUNK):
+    piece = slice(start, start + _CHUNK)
+    cosine = _directions(scores.features[piece]) @ prototypes.directions.T
+    own = scores.decision[piece, None] == prototypes.classes[None]
+    cosine = np.where(own, cosine, -np.inf)
+    nearest[piece] = cosine.argmax(1)
+    distance[piece] = 1.0 - cosine.max(1)
+  return Placement(nearest, distance)
+
+
+def _directions(features):
+  return _normalise(np.asarray(features, np.float32))
+
+
+def _normalise(x):
+  norms = np.linalg.norm(x, axis=-1, keepdims=True)
+  return x / np.maximum(norms, 1e-12)

@@ -1,0 +1,93 @@
+"""CIFAR-10's ResNet-20 from Tiny-ImageNet photographs, minutes on a CPU.
+
+COMMAND  dfkt teacher import resnet20-12fca82f.th --arch resnet20 \
+           --preset akamaster-cifar10 --out t20
+         dfkt run experiments/openworld.py:odsd --workdir runs/odsd
+
+The pool is 5,000 unlabelled photographs, tiny_imagenet_5000.zip, of which a
+method chooses 2,000; the evaluation set is the first 1,000 test images as
+cifar10_test1000.npz. `_s1`, `_s2` are further seeds. The student, a small plain
+network, sees 96,000 images in every experiment: ODSD sees two views of half as
+many a step. `published_*` are the papers' recipes and mean a GPU and a pool of
+a million.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from dfkt_jax.commands.openworld import DistillOpenWorld
+from dfkt_jax.distillation.kd import KD
+from dfkt_jax.openworld.contract import Study
+from dfkt_jax.openworld.dfnd import DFND
+from dfkt_jax.openworld.mosaic import MosaicKD
+from dfkt_jax.openworld.odsd import ODSD
+from dfkt_jax.openworld.random_selection import RandomSelection
+
+_STUDY = Study(
+  kd=KD(
+    steps=1500,
+    temperature=4.0,
+    optimizer="adam",
+    lr=2e-3,
+    weight_decay=0.0,
+    crop_padding=4,
+    flip=True,
+  ),
+  batch_size=64,
+  student_steps=10,
+)
+
+
+def _run(method, seed=0, views=1):
+  return DistillOpenWorld(
+    method=method,
+    study=dataclasses.replace(_STUDY, batch_size=_STUDY.batch_size // views),
+    teacher=Path("t20"),
+    student="convnet",
+    pool="zip:tiny_imagenet_5000.zip",
+    num_images=2000,
+    eval_dataset="npz:cifar10_test1000.npz",
+    evaluations=5,
+    seed=seed,
+  )
+
+
+_without = lambda **parts: dataclasses.replace(ODSD(), **parts)
+
+random = _run(RandomSelection())
+dfnd = _run(DFND())
+dfnd_selection_alone = _run(DFND(noise_weight=0.0))
+odsd = _run(ODSD(), views=2)
+odsd_sampling_alone = _run(
+  _without(contrast_weight=0.0, relation_weight=0.0), views=2
+)
+odsd_without_prototypes = _run(_without(prototype_sampling=False), views=2)
+odsd_without_denoising = _run(_without(denoise=0.0), views=2)
+odsd_without_contrast = _run(_without(contrast_weight=0.0), views=2)
+odsd_without_relation = _run(_without(relation_weight=0.0), views=2)
+# Half of what its student sees is made by the generator.
+mosaic_kd = _run(
+  MosaicKD(generator_widths=(64, 64, 32), discriminator_widths=(32, 64)),
+  views=2,
+)
+
+random_s1, random_s2 = (_run(RandomSelection(), seed) for seed in (1, 2))
+dfnd_s1, dfnd_s2 = (_run(DFND(), seed) for seed in (1, 2))
+odsd_s1, odsd_s2 = (_run(ODSD(), seed, views=2) for seed in (1, 2))
+
+published_dfnd = dataclasses.replace(
+  dfnd,
+  study=dataclasses.replace(
+    DFND.study, kd=dataclasses.replace(DFND.study.kd, steps=40_000)
+  ),
+  student="resnet20",
+  pool="folder:imagenet/train",
+  num_images=600_000,
+)
+published_mosaic_kd = dataclasses.replace(
+  mosaic_kd,
+  method=MosaicKD(),
+  study=MosaicKD.study,
+  student="resnet20",
+  pool="folder:imagenet/train",
+)

@@ -1,0 +1,129 @@
+"""`dfkt distill` with a pool, as a user types it."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dfkt_jax import cli, data, parallel, teachers
+from dfkt_jax import network as net
+from dfkt_jax.data.pool import open_pool
+from dfkt_jax.openworld import scoring
+from tests.networks import tiny
+
+SMALL = ["--steps", "4", "--student-steps", "2", "--batch-size", "8"]
+GENERATOR = [
+  *("--latent", "4", "--generator-widths", "4", "4", "4"),
+  *("--discriminator-widths", "4", "8"),
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  place = tmp_path_factory.mktemp("inputs")
+  network = jax.device_get(tiny(widths=(16, 32, 64)))
+  teachers.save(
+    place / "t", network, teachers.describe(network, "convnet-half")
+  )
+  digits = data.load("digits/test")
+  np.savez(place / "d", images=digits.images[:40], labels=digits.labels[:40])
+  np.savez(place / "pool", images=digits.images[40:140])
+  return place
+
+
+def distill(inputs, method, workdir, *flags):
+  words = [
+    *("distill", method, "--teacher", inputs / "t", "--student"),
+    *("convnet-half", "--pool", f"npz:{inputs / 'pool.npz'}", *SMALL),
+    *("--num-images", "30", "--pool-cache", inputs / "cache"),
+    *("--eval-dataset", f"npz:{inputs / 'd.npz'}", "--workdir", workdir),
+    *("--devices", "1", *flags),
+  ]
+  cli.main([str(word) for word in words])
+  return json.loads((workdir / "result.json").read_text())
+
+
+def selected(path):
+  with open(path, newline="") as file:
+    return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", ["random", "dfnd", "odsd", "mosaic-kd"])
+def test_every_method_selects_and_learns(inputs, tmp_path, method):
+  flags = GENERATOR if method == "mosaic-kd" else []
+  result = distill(inputs, method, tmp_path / "w", *flags)
+  assert result["images_selected"] == 30
+  assert result["pool_images"] == 100
+  made = 4 * 8 if method == "mosaic-kd" else 0
+  assert result["images_synthesized"] == made
+  assert 0.0 <= result["accuracy_last"] <= 1.0
+  rows = selected(tmp_path / "w" / "selection.csv")
+  assert len({row["index"] for row in rows}) == 30
+  assert rows[0]["name"] == f"{int(rows[0]['index']):08d}"
+  for name in ("chosen", "rejected"):
+    assert (tmp_path / "w" / "images" / f"{name}.png").exists()
+  assert (tmp_path / "w" / "student").is_dir()
+
+
+def test_a_selection_can_be_thinned_out_and_reused(inputs, tmp_path):
+  distill(inputs, "dfnd", tmp_path / "one")
+  lines = (tmp_path / "one" / "selection.csv").read_text().splitlines()
+  few = tmp_path / "few.csv"
+  few.write_text("\n".join(lines[:13]))
+  result = distill(inputs, "random", tmp_path / "two", "--selection", few)
+  assert result["images_selected"] == 12
+  rows = selected(tmp_path / "two" / "selection.csv")
+  assert [row["index"] for row in rows] == [
+    line.split(",")[0] for line in lines[1:13]
+  ]
+
+
+def test_the_teacher_looks_at_a_pool_once(inputs, tmp_path, monkeypatch):
+  distill(inputs, "random", tmp_path / "one")
+  looks = []
+  look_at = scoring._look_at
+  monkeypatch.setattr(
+    scoring, "_look_at", lambda *args: looks.append(1) or look_at(*args)
+  )
+  distill(inputs, "dfnd", tmp_path / "two")
+  assert not looks
+
+
+def test_scores_are_the_teachers(inputs, tmp_path):
+  teacher, card = teachers.load(inputs / "t")
+  pool = open_pool(f"npz:{inputs / 'pool.npz'}", (8, 8, 1), tmp_path)
+  mesh = parallel.make_mesh(8)
+  replicated = parallel.replicate(teacher, mesh)
+  scores = scoring.score(pool, replicated, card.weights_sha256, mesh)
+  images = pool.images[:].astype(np.float32) / 255
+  logits, taps = net.features(teacher, images)
+  p = np.asarray(jax.nn.softmax(logits))
+  np.testing.assert_array_equal(scores.decision, p.argmax(1))
+  np.testing.assert_allclose(scores.confidence, p.max(1), rtol=1e-4)
+  entropy = -(p * np.log(p + 1e-12)).sum(1)
+  np.testing.assert_allclose(scores.entropy, entropy, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(
+    scores.features[:], taps["penultimate"], rtol=2e-3, atol=1e-3
+  )
+
+
+@pytest.mark.parametrize(
+  ("flags", "parts"),
+  [
+    (["--num-images", "101"], ["--num-images is 101", "has 100"]),
+    (["--num-images", "0"], ["--num-images is 0"]),
+    (["--pool", "folder:/no/such"], ["/no/such is not a folder"]),
+    (["--selection", "/no/such.csv"], ["/no/such.csv cannot be read"]),
+  ],
+)
+def test_what_cannot_be_is_refused(inputs, tmp_path, capsys, flags, parts):
+  with pytest.raises(SystemExit) as stop:
+    distill(inputs, "random", tmp_path / "w", *flags)
+  assert stop.value.code == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1
+  for part in parts:
+    assert part in error
+  assert not (tmp_path / "w").exists()

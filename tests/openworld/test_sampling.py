@@ -1,0 +1,157 @@
+"""Prototypes, scores and what each method takes from a pool."""
+
+import numpy as np
+import pytest
+
+from dfkt_jax.data.parts import Names, Parts, save
+from dfkt_jax.data.pool import ImagePool
+from dfkt_jax.errors import UsageError
+from dfkt_jax.openworld import odsd, prototypes, selection
+from dfkt_jax.openworld.dfnd import DFND
+from dfkt_jax.openworld.mosaic import MosaicKD
+from dfkt_jax.openworld.odsd import ODSD
+from dfkt_jax.openworld.random_selection import RandomSelection
+from dfkt_jax.openworld.scoring import Scores
+from dfkt_jax.openworld.selection import Selection
+
+COUNT, CLASSES, WIDTH = 300, 3, 6
+
+
+@pytest.fixture
+def scores(tmp_path):
+  """Class 0 has two tight groups, class 1 one, class 2 few and far out."""
+  rng = np.random.default_rng(0)
+  decision = np.repeat([0, 1, 2], [180, 90, 30]).astype(np.int32)
+  axis = np.where(decision == 0, np.arange(COUNT) % 2, decision + 1)
+  features = 5.0 * np.eye(WIDTH)[axis] + 0.1 * rng.normal(size=(COUNT, WIDTH))
+  features[270:] += rng.normal(size=(30, WIDTH))
+  path = tmp_path / "features.npy"
+  save(path, features.astype(np.float16))
+  return Scores(
+    decision,
+    rng.uniform(0.3, 1.0, COUNT).astype(np.float32),
+    rng.uniform(0.0, 1.0, COUNT).astype(np.float32),
+    Parts([path]),
+    CLASSES,
+  )
+
+
+def rng():
+  return np.random.default_rng(1)
+
+
+def test_prototypes_are_the_groups(scores):
+  found = prototypes.find(rng(), scores, per_class=2)
+  own = found.directions[found.classes == 0]
+  # Both groups of class 0 have a prototype nearby.
+  assert (own[:, :2].max(0) > 0.99).all()
+  np.testing.assert_allclose(
+    np.linalg.norm(found.directions, axis=1), 1.0, rtol=1e-5
+  )
+
+
+def test_a_class_that_spreads_wider_gets_more_prototypes(scores):
+  found = prototypes.find(rng(), scores, per_class=3)
+  counts = np.bincount(found.classes, minlength=CLASSES)
+  assert counts[0] > counts[1] >= 1
+  assert counts.max() <= 6
+
+
+def test_images_lie_at_the_nearest_prototype_of_their_class(scores):
+  found = prototypes.find(rng(), scores, per_class=2)
+  placement = prototypes.place(scores, found)
+  np.testing.assert_array_equal(
+    found.classes[placement.nearest], scores.decision
+  )
+  u = np.asarray(scores.features[7], np.float32)
+  u /= np.linalg.norm(u)
+  own = found.classes == scores.decision[7]
+  expected = 1.0 - (u @ found.directions[own].T).max()
+  assert placement.distance[7] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_part_that_tells_nothing_apart_has_no_weight():
+  nearest = np.zeros(50, np.int32)
+  distance = np.linspace(0.0, 1.0, 50).astype(np.float32)
+  placement = prototypes.Placement(nearest, distance)
+  score = odsd.adaptive_score(np.full(50, 0.7, np.float32), placement)
+  # Confidence is the same everywhere: the order is that of the distance.
+  assert (np.diff(score) <= 1e-6).all()
+  assert score[0] == pytest.approx(1.0)
+
+
+def test_odsd_is_balanced_as_far_as_a_class_goes(scores):
+  chosen = ODSD().select(rng(), scores, 120)
+  counts = np.bincount(scores.decision[chosen.index], minlength=CLASSES)
+  # Class 2 has but 30 images; the others share the rest.
+  assert counts.tolist() == [45, 45, 30]
+  assert len(set(chosen.index.tolist())) == 120
+  assert (np.diff(chosen.score) <= 0).all()
+  groups = np.bincount(chosen.index[scores.decision[chosen.index] == 0] % 2)
+  assert abs(int(groups[0]) - int(groups[1])) <= 15
+
+
+def test_everything_can_be_chosen(scores):
+  assert len(ODSD().select(rng(), scores, COUNT).index) == COUNT
+
+
+def test_dfnd_takes_the_surest(scores):
+  chosen = DFND().select(rng(), scores, 20)
+  threshold = np.sort(scores.confidence)[-20]
+  assert (scores.confidence[chosen.index] >= threshold).all()
+  np.testing.assert_allclose(
+    chosen.score, np.log(scores.confidence[chosen.index])
+  )
+  plain = ODSD(prototype_sampling=False).select(rng(), scores, 20)
+  assert set(plain.index) == set(chosen.index)
+
+
+def test_mosaic_takes_the_highest_entropies(scores):
+  chosen = MosaicKD().select(rng(), scores, 20)
+  assert (scores.entropy[chosen.index] >= np.sort(scores.entropy)[-20]).all()
+
+
+def test_random_is_a_function_of_the_seed(scores):
+  one, other = (RandomSelection().select(rng(), scores, 50) for _ in range(2))
+  np.testing.assert_array_equal(one.index, other.index)
+  assert len(set(one.index.tolist())) == 50
+
+
+@pytest.fixture
+def pool(tmp_path):
+  save(tmp_path / "0.npy", np.zeros((4, 2, 2, 1), np.uint8))
+  (tmp_path / "0.txt").write_text("a, b.png\nc.png\nd.png\ne.png")
+  images = Parts([tmp_path / "0.npy"])
+  names = Names([tmp_path / "0.txt"], [4])
+  return ImagePool("zip:pool.zip", images, names, 0, tmp_path)
+
+
+def test_a_selection_is_read_back(tmp_path, pool):
+  path = tmp_path / "selection.csv"
+  chosen = Selection(np.array([2, 0]), np.array([0.9, 0.1], np.float32))
+  selection.write(path, chosen, pool, np.arange(4), np.full(4, 0.5))
+  assert path.read_text().splitlines() == [
+    "index,name,class,confidence,score",
+    "2,d.png,2,0.5000,0.9",
+    '0,"a, b.png",0,0.5000,0.1',
+  ]
+  again = selection.read(path, pool)
+  np.testing.assert_array_equal(again.index, [2, 0])
+  np.testing.assert_allclose(again.score, [0.9, 0.1])
+
+
+@pytest.mark.parametrize(
+  ("text", "part"),
+  [
+    ("index,name,score\n1,d.png,1", "has c.png there"),
+    ("index,name,score\n9,d.png,1", "has nothing there"),
+    ("number,file\n1,d.png", "no table with the columns"),
+    ("index,name,score\nx,d.png,1", "no table with the columns"),
+    ("index,name,score\n", "names no image"),
+  ],
+)
+def test_a_selection_of_something_else_is_refused(tmp_path, pool, text, part):
+  path = tmp_path / "selection.csv"
+  path.write_text(text)
+  with pytest.raises(UsageError, match=part):
+    selection.read(path, pool)
