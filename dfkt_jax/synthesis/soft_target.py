@@ -98,7 +98,7 @@ class SoftTarget:
     """
     label_key, image_key = jax.random.split(key)
     logits = self.soft_labels(label_key, teacher, self.synthesis_batch_size)
-    return self.fitting.init(image_key, logits, teacher.spec)
+    return self.fitting.init(image_key, logits, teacher)
 
   def step(
     self,

@@ -8,10 +8,9 @@ y are fixed soft labels, f the penultimate features. What data impressions
 (Nayak et al., ICML 2019) and soft-targeted transfer sets (Wang, AAAI 2021) have
 in common; they differ in where y comes from. The last line is the image prior,
 ours and off by default: total variation (Rudin et al. 1992) and darkness. With
-`start="shapes"` it also says where the search begins: at smooth random shapes
-with smooth random shading on black, a statistical image model in the spirit of
-Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021, which holds
-no image of any kind.
+`start="shapes"` the prior is also where the search begins: at shaded shapes on
+black (`shapes`), of which each soft label is given the one of many candidates
+whose answer diverges least from it.
 """
 
 import dataclasses
@@ -24,8 +23,9 @@ import optax
 from dfkt_jax import augment, parallel
 from dfkt_jax import network as net
 from dfkt_jax.losses import classification, image_prior
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.network import Network
 from dfkt_jax.synthesis.contract import Batch
+from dfkt_jax.synthesis.shapes import shaded_shapes
 
 
 class State(NamedTuple):
@@ -58,17 +58,18 @@ class TargetFitting:
   sum_weight: float = 0.0  # w_sum, a pixel
   start: Literal["noise", "shapes"] = "noise"  # what an image begins as
   start_level: float = 1.0  # noise is uniform between 0 and this
+  candidates: int = 1  # shapes for each image; the nearest answer begins
   jitter: int = 0  # pixels an image is rolled by before the teacher sees it
   pixels: Literal["clip", "rescale"] = "clip"  # how they stay in [0, 1]
 
   def init(
-    self, key: jax.Array, soft_labels: jax.Array, spec: InputSpec
+    self, key: jax.Array, soft_labels: jax.Array, teacher: Network
   ) -> State:
-    """Noise or shapes for f32[batch, classes] logits."""
+    """Where images for f32[batch, classes] logits begin."""
     if self.start == "shapes":
-      images = smooth_shapes(key, len(soft_labels), spec.shape)
+      images = self._nearest_shapes(key, soft_labels, teacher)
     else:
-      shape = (len(soft_labels), *spec.shape)
+      shape = (len(soft_labels), *teacher.spec.shape)
       images = self.start_level * jax.random.uniform(key, shape)
     images = parallel.split(images)
     opt_state = parallel.split(self._optimizer().init(images))
@@ -100,6 +101,29 @@ class TargetFitting:
       state.images[chosen], labels[chosen], state.soft_labels[chosen]
     )
 
+  def _nearest_shapes(self, key, soft_labels, teacher):
+    """For each soft label the best of `candidates` batches of shapes."""
+    t = self.target_temperature
+    targets = jax.nn.softmax(soft_labels / t)
+
+    def draw(carry, key):
+      images, cross_entropy = carry
+      shapes = shaded_shapes(key, len(targets), teacher.spec.shape)
+      log_q = jax.nn.log_softmax(net.logits(teacher, shapes) / t)
+      # Of every soft label with every shape. The entropy of the soft label,
+      # which would make it a divergence, is the same for all shapes.
+      found = -targets @ log_q.T
+      nearest, which = found.min(1), found.argmin(1)
+      closer = (nearest < cross_entropy)[:, None, None, None]
+      images = jnp.where(closer, shapes[which], images)
+      return (images, jnp.minimum(nearest, cross_entropy)), None
+
+    nothing = jnp.zeros((len(targets), *teacher.spec.shape))
+    far = jnp.full(len(targets), jnp.inf)
+    keys = jax.random.split(key, self.candidates)
+    (images, _), _ = jax.lax.scan(draw, (nothing, far), keys)
+    return images
+
   def _loss(self, images, key, soft_labels, teacher):
     seen = images
     if self.jitter:
@@ -122,34 +146,3 @@ class TargetFitting:
 
   def _optimizer(self):
     return optax.adam(self.image_lr, b1=self.beta1, b2=self.beta2)
-
-
-def smooth_shapes(
-  key: jax.Array, count: int, shape: tuple[int, int, int]
-) -> jax.Array:
-  """f32[count, height, width, channels] in [0, 1]: shaded shapes on black.
-
-  A shape is where smooth noise is high, with an edge of random sharpness; its
-  shading is a sigmoid of other smooth noise, a level of its own for each
-  channel.
-  """
-  *size, channels = shape
-  keys = jax.random.split(key, 6)
-  outline = _any_smooth_noise(keys[0], count, size, (2, 3, 4, 5))
-  offset = 0.5 * jax.random.normal(keys[1], (count, 1, 1, 1))
-  sharpness = jnp.exp(1.5 + jax.random.normal(keys[2], (count, 1, 1, 1)))
-  mask = jax.nn.sigmoid(sharpness * (outline + offset))
-  texture = _any_smooth_noise(keys[3], count, size, (2, 4, 7, 14))
-  contrast = 2.0 * jax.random.uniform(keys[4], (count, 1, 1, channels))
-  level = 1.5 * jax.random.normal(keys[5], (count, 1, 1, channels))
-  return mask * jax.nn.sigmoid(contrast * texture + level)
-
-
-def _any_smooth_noise(key, count, size, cells):
-  """Smooth noise, of one of so many cells for each image."""
-  *keys, which_key = jax.random.split(key, len(cells) + 1)
-  scales = [
-    augment.smooth_noise(k, count, size, c) for k, c in zip(keys, cells)
-  ]
-  which = jax.random.randint(which_key, (1, count, 1, 1, 1), 0, len(cells))
-  return jnp.take_along_axis(jnp.stack(scales), which, axis=0)[0]

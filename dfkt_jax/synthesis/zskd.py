@@ -70,7 +70,7 @@ class ZSKD:
     """Soft labels of every class equally often, and noise."""
     label_key, image_key = jax.random.split(key)
     logits = self.soft_labels(label_key, teacher)
-    return self.fitting.init(image_key, logits, teacher.spec)
+    return self.fitting.init(image_key, logits, teacher)
 
   def step(
     self,

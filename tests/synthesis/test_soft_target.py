@@ -12,8 +12,9 @@ from dfkt_jax import network as net
 from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import classification
 from dfkt_jax.synthesis import soft_target
+from dfkt_jax.synthesis.shapes import shaded_shapes
 from dfkt_jax.synthesis.soft_target import SoftTarget
-from dfkt_jax.synthesis.target_fitting import TargetFitting, smooth_shapes
+from dfkt_jax.synthesis.target_fitting import TargetFitting
 from tests.networks import spec, tiny
 
 KEY = jax.random.key(4)
@@ -158,20 +159,32 @@ def test_cosines_are_of_incoming_weights():
   np.testing.assert_allclose(correlation.diagonal(), 1.0, rtol=1e-5)
 
 
-def test_shapes_are_smooth_differ_and_have_black_around():
-  x = np.asarray(smooth_shapes(KEY, 200, (28, 28, 3)))
-  assert x.shape == (200, 28, 28, 3)
-  assert x.min() >= 0.0
-  assert x.max() <= 1.0
-  step = np.abs(np.diff(x, axis=1)).mean()
-  # Of uniform noise it would be 1/3.
-  assert step < 0.1
-  assert (x < 0.1).mean() > 0.2
-  assert x.mean((1, 2, 3)).std() > 0.05
-
-
 def test_fitting_can_begin_at_shapes(lenet):
-  fitting = TargetFitting(start="shapes")
-  state = fitting.init(KEY, jnp.zeros((4, 10)), lenet.spec)
-  expected = smooth_shapes(KEY, 4, lenet.spec.shape)
-  np.testing.assert_allclose(state.images, expected, rtol=1e-5, atol=1e-6)
+  soft_labels = jnp.zeros((4, 10))
+  state = TargetFitting(start="shapes").init(KEY, soft_labels, lenet)
+  (key,) = jax.random.split(KEY, 1)
+  expected = shaded_shapes(key, 4, lenet.spec.shape)
+  off = np.abs(state.images[:, None] - expected[None]).max((2, 3, 4))
+  assert off.min(1).max() < 1e-4
+
+
+def test_the_nearest_of_many_shapes_begins(lenet):
+  others = shaded_shapes(jax.random.key(9), 32, lenet.spec.shape)
+  soft_labels = 20.0 * net.logits(lenet, others)
+  lenet = lenet.with_params(
+    {
+      **lenet.params,
+      "fc2": jax.tree.map(lambda w: 20.0 * w, lenet.params["fc2"]),
+    }
+  )
+
+  def divergence(candidates):
+    fitting = TargetFitting(
+      start="shapes", candidates=candidates, target_temperature=4.0
+    )
+    images = jax.jit(fitting.init)(KEY, soft_labels, lenet).images
+    logits = net.logits(lenet, images)
+    return float(classification.kl(soft_labels, logits, 4.0))
+
+  one, many = divergence(1), divergence(20)
+  assert many < 0.5 * one
