@@ -17,7 +17,11 @@ class Write:
 
   DATA_DIR/NAME/1.0.0 is then read by tfds:NAME, by tfds:DATA_DIR/NAME/1.0.0
   and, in Python, by tfds.builder(NAME, data_dir=DATA_DIR). Images are kept bit
-  by bit. Run it again after it was killed.
+  by bit. Run it again after it was killed, or to write again what is missing.
+
+  All splits are loaded into memory first: height x width x channels bytes an
+  image, so 12 GB for a million of 64x64x3. What does not fit is not for this
+  command: prepare it with tfds itself.
   """
 
   name: tyro.conf.Positional[str]  # small letters, digits and underscores

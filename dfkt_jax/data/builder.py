@@ -52,7 +52,7 @@ def write(
   """Writes a dataset of these splits; its directory.
 
   Images are kept bit by bit, in their order. What is there already and the same
-  is left as it is.
+  is left as it is; files of it that are gone or cut short are written again.
 
   Raises:
     UsageError: a name that tfds does not take, splits that do not fit together,
@@ -66,25 +66,59 @@ def write(
     "splits": {split: d.name for split, d in splits.items()},
     "sha256": _digest(splits, spec, shard_bytes),
   }
-  if place.exists():
-    if _is_same(place, record):
-      return place
-    if not overwrite:
-      raise UsageError(
-        f"{place} holds another dataset: give another name or --data-dir, or"
-        " --overwrite to replace it"
-      )
-  beside = place.with_name(f".{VERSION}.incomplete")
-  if beside.exists() and not _is_same(beside, record):
-    shutil.rmtree(beside)
-  files.write_json(beside / RECORD, record)
+  directory = _choose(place, record["sha256"], overwrite)
+  _remove_leftovers(place, directory)
+  sizes = _record(directory).get("bytes", {})
+  damaged = [
+    path
+    for path in (directory / file for file in sizes)
+    if not path.exists() or path.stat().st_size != sizes[path.name]
+  ]
+  if directory == place and sizes and not damaged:
+    return place
+  for path in damaged:
+    path.unlink(missing_ok=True)
+  # Without sizes it says that it is not whole.
+  files.write_json(directory / RECORD, record)
   written = [
-    _write_split(beside, name, split, dataset, spec, shard_bytes)
+    _write_split(directory, name, split, dataset, spec, shard_bytes)
     for split, dataset in splits.items()
   ]
   shards.finish_all(written)
-  _swap(beside, place)
+  made = [path for path in sorted(directory.iterdir()) if path.name != RECORD]
+  sizes = {path.name: path.stat().st_size for path in made}
+  files.write_json(directory / RECORD, {**record, "bytes": sizes})
+  if directory != place:
+    _swap(directory, place)
   return place
+
+
+def _choose(place: Path, sha256: str, overwrite: bool) -> Path:
+  """Where to write: what is there is mended, all else is written beside."""
+  if _record(place).get("sha256") == sha256:
+    return place
+  if place.exists() and not overwrite:
+    raise UsageError(
+      f"{place} holds another dataset: give another name or --data-dir, or"
+      " --overwrite to replace it"
+    )
+  beside = place.with_name(f".{VERSION}.incomplete")
+  if beside.exists() and _record(beside).get("sha256") != sha256:
+    shutil.rmtree(beside)
+  return beside
+
+
+def _record(directory: Path) -> dict:
+  path = directory / RECORD
+  return files.read_json(path) if path.exists() else {}
+
+
+def _remove_leftovers(place: Path, directory: Path) -> None:
+  """What a killed run was about to rename or to remove."""
+  for old in place.parent.glob(f".{VERSION}.old-*"):
+    shutil.rmtree(old, ignore_errors=True)
+  for file in directory.glob(".*.tmp"):
+    file.unlink(missing_ok=True)
 
 
 def check_name(name: str) -> None:
@@ -141,11 +175,6 @@ def _digest(splits, spec, shard_bytes):
     digest.update(np.ascontiguousarray(dataset.images).data)
     digest.update(np.ascontiguousarray(dataset.labels).data)
   return digest.hexdigest()
-
-
-def _is_same(place, record):
-  path = place / RECORD
-  return path.exists() and files.read_json(path) == record
 
 
 def _write_split(directory, name, split, dataset, spec, shard_bytes):

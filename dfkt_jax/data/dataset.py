@@ -4,6 +4,12 @@ import dataclasses
 
 import numpy as np
 
+from dfkt_jax.errors import UsageError
+
+
+class NoImage(UsageError):
+  """Its bytes were read and are no image: they will not be one later on."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:

@@ -1,6 +1,7 @@
 """Image files: CLASS/NAME.jpg in a folder or a zip file."""
 
 from collections.abc import Callable, Iterable
+import contextlib
 import io
 from pathlib import Path, PurePath, PurePosixPath
 import re
@@ -11,21 +12,12 @@ import zlib
 import numpy as np
 
 from dfkt_jax import files
-from dfkt_jax.data.dataset import Dataset
+from dfkt_jax.data.dataset import Dataset, NoImage
 from dfkt_jax.errors import UsageError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # An image file inflated past this is no image that belongs here.
 LARGEST = 256 * 2**20
-
-# What a folder or a zip file raises for a member that it cannot give.
-_UNREADABLE = (
-  *(OSError, EOFError, RuntimeError, zlib.error),
-  zipfile.BadZipFile,
-)
-
-# What Pillow raises for bytes that are no image.
-_NO_IMAGE = (SyntaxError, ValueError)
 
 Size = tuple[int, int] | None
 
@@ -142,24 +134,42 @@ def _check_folders(place, members):
 
 
 def decode(place: Path, member: str, read: Callable[[str], bytes]) -> Any:
-  """The RGB image, of PIL, that `read` answers the bytes of.
+  """The RGB image, of PIL, that `read` answers the bytes of, upright.
 
   Raises:
-    UsageError: the member of `place` cannot be read or is no such image.
+    NoImage: its bytes are no such image.
+    UsageError: the member of `place` cannot be read.
   """
-  from PIL import Image
+  from PIL import Image, ImageOps
 
   try:
-    picture = Image.open(io.BytesIO(read(member)))
+    picture = Image.open(_bytes(place, member, read))
     # Pillow clips these to 8 bits, which leaves them white.
     if picture.mode.startswith(("I", "F")):
       raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
+    # Pillow raises for broken pixels the first time only: not to be suppressed.
+    picture.load()
+    with contextlib.suppress(Exception):  # what broken EXIF data raise
+      ImageOps.exif_transpose(picture, in_place=True)
     return picture.convert("RGB")
-  except (*_UNREADABLE, *_NO_IMAGE, Image.DecompressionBombError) as error:
-    raise UsageError(
-      f"{place}: {member} cannot be read ({error}): expected an image; mend or"
+  except UsageError:
+    raise
+  except Exception as error:  # Pillow raises a dozen kinds for broken bytes
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, Image.UnidentifiedImageError):
+      reason = "its bytes are of no image format that Pillow knows"
+    raise NoImage(
+      f"{place}: {member} cannot be read ({reason}): expected an image; mend or"
       " remove it"
     ) from error
+
+
+def _bytes(place, member, read):
+  # This error has to do with the disk, and a next time may be without one.
+  try:
+    return io.BytesIO(read(member))
+  except OSError as error:
+    raise files.unreadable(f"{place}: {member}", error) from error
 
 
 def fit(picture: Any, size: Size) -> Any:

@@ -79,9 +79,18 @@ def load(text: str, size: Size = None) -> Dataset:
 
 
 def split_slice(text: str) -> tuple[str, slice]:
-  """A text without its slice such as [:500], and that slice."""
+  """A text without its slice such as [:500], and that slice.
+
+  Raises:
+    UsageError: it ends in another kind of slice, such as [:10%] of tfds.
+  """
   match = re.fullmatch(r"(.*)\[(-?\d*):(-?\d*)\]", text)
   if not match:
+    if re.search(r"\[[^\[\]/]*[:%][^\[\]/]*\]$", text):
+      raise UsageError(
+        f"dataset {text!r} ends in a slice that is unknown: expected whole"
+        " numbers with a colon; give one such as [:1000]"
+      )
     return text, slice(None)
   first, last = (int(bound) if bound else None for bound in match.groups()[1:])
   return match[1], slice(first, last)

@@ -11,17 +11,30 @@ import numpy as np
 
 from dfkt_jax import files
 
+OPEN = 64
+"""Files of one `Parts` that are open at a time: systems allow 256 and more."""
+
 
 class Parts:
   """Behaves like one array [n, ...]: len, shape, dtype, and lookups by whole
-  number, slice, or array of whole numbers, which copy the rows asked for."""
+  number, slice, or array of whole numbers, which copy the rows asked for.
+
+  It may be read from several threads and pickled, which takes the paths along
+  and not the rows.
+  """
 
   def __init__(self, paths: Sequence[Path]):
-    self._maps = [np.load(path, mmap_mode="r") for path in paths]
-    counts = [len(part) for part in self._maps]
+    self._paths = paths
+    self._part = functools.lru_cache(OPEN)(
+      lambda number: np.load(paths[number], mmap_mode="r")
+    )
+    counts = [len(self._part(number)) for number in range(len(paths))]
     self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    self.dtype = self._maps[0].dtype
-    self.shape = (int(self._starts[-1]), *self._maps[0].shape[1:])
+    self.dtype = self._part(0).dtype
+    self.shape = (int(self._starts[-1]), *self._part(0).shape[1:])
+
+  def __reduce__(self) -> tuple:
+    return Parts, (self._paths,)
 
   def __len__(self) -> int:
     return self.shape[0]
@@ -38,7 +51,7 @@ class Parts:
     part = np.searchsorted(self._starts, flat, side="right") - 1
     for number in np.unique(part):
       own = part == number
-      rows[own] = self._maps[number][flat[own] - self._starts[number]]
+      rows[own] = self._part(int(number))[flat[own] - self._starts[number]]
     return rows[0] if index.ndim == 0 else rows
 
 
@@ -46,10 +59,14 @@ class Names:
   """Lines of several text files, read a file at a time."""
 
   def __init__(self, paths: Sequence[Path], counts: Sequence[int]):
+    self._made_of = paths, counts
     self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     self._lines = functools.lru_cache(maxsize=4)(
       lambda number: paths[number].read_bytes().decode().split("\n")
     )
+
+  def __reduce__(self) -> tuple:
+    return Names, self._made_of
 
   def __len__(self) -> int:
     return int(self._starts[-1])

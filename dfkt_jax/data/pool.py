@@ -1,14 +1,16 @@
 """Unlabelled images, decoded once, resized and cropped, into a cache on disk.
 
 Grain reads them in several workers. The cache is in parts, each written beside
-and renamed, so that a killed decoding goes on at the next part; neither pixels
-nor names are ever in memory as a whole once it is written.
+and renamed, so that a killed decoding goes on at the next part, and a part that
+is damaged or gone is decoded again; neither pixels nor names are ever in memory
+as a whole once it is written.
 """
 
 from collections.abc import Callable
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -17,14 +19,18 @@ import numpy as np
 
 from dfkt_jax import files
 from dfkt_jax.data import image_files
+from dfkt_jax.data.dataset import NoImage
 from dfkt_jax.data.parts import Names, Parts, save
 from dfkt_jax.data.sources import ImageSource, open_source
 from dfkt_jax.data.stream import require
-from dfkt_jax.errors import UsageError
+from dfkt_jax.errors import DfktError, UsageError
 
 PART_BYTES = 64 * 2**20
-"""Of pixels in one file of the cache."""
-CARD = "pool.json"  # written last: a cache that has one is whole
+"""Of pixels in one file of the cache; another number gives a pool another
+fingerprint."""
+DECODING = 2
+"""Goes up when the same bytes come out as other pixels."""
+CARD = "pool.json"  # written last, for people
 FEW = 20  # names of broken images that are told
 
 
@@ -35,8 +41,9 @@ class ImagePool:
   text: str  # what the pool was opened by
   images: Parts  # uint8[n, height, width, channels]
   names: Names
-  left_out: int  # images that could not be read
+  left_out: int  # images that could not be decoded
   cache: Path  # the pool's own folder
+  fingerprint: str  # hexadecimal, of the pixels, their shape and the names
 
   def __len__(self) -> int:
     return len(self.images)
@@ -53,7 +60,7 @@ def open_pool(
 
   Images of any size: bilinear with antialiasing, the shorter side to fit, then
   the centre. Grey becomes RGB by repetition, RGB grey by luma. What cannot be
-  read is left out, counted, and named to `say`.
+  decoded is left out, counted, and named to `say`.
 
   Args:
     text: folder:DIR, zip:FILE, npz:FILE, tfds:NAME or any other dataset.
@@ -61,68 +68,94 @@ def open_pool(
     workers: threads that decode (default: one a core).
 
   Raises:
-    UsageError: there is no such source, or no image of it can be read.
+    UsageError: there is no such source, one of its files cannot be read, or no
+      image of it can be decoded.
   """
   with contextlib.closing(open_source(text)) as source:
-    key = f"{source.fingerprint} {tuple(shape)}"
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    folder = cache / digest[:16]
-    card = folder / CARD
-    if not card.exists():
-      _decode_all(text, source, shape, folder, digest, workers, say)
-  found = files.read_json(card)
-  counts = found["images_of_part"]
-  images = [_path(folder, part) for part in range(len(counts))]
+    key = f"{DECODING} {source.fingerprint} {tuple(shape)}"
+    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
+    parts = _decode_missing(text, source, shape, folder, workers, say)
+  images = [_path(folder, part) for part in range(len(parts))]
   names = [path.with_suffix(".txt") for path in images]
-  return ImagePool(
-    text, Parts(images), Names(names, counts), found["left_out"], folder
+  sums = [part["sha256"] for part in parts]
+  digest = hashlib.sha256(repr((tuple(shape), sums)).encode())
+  pool = ImagePool(
+    text,
+    Parts(images),
+    Names(names, [part["images"] for part in parts]),
+    sum(part["left_out"] for part in parts),
+    folder,
+    digest.hexdigest(),
   )
+  broken = [reason for part in parts for reason in part["first"]]
+  if not len(pool):
+    raise UsageError(
+      f"{text}: none of its {pool.left_out:,} images can be read ({broken[0]})"
+    )
+  if not (folder / CARD).exists():
+    _write_card(pool, shape, broken, say)
+  return pool
+
+
+def _write_card(pool, shape, broken, say):
+  if broken:
+    say(
+      f"{pool.text}: {pool.left_out:,} of {len(pool) + pool.left_out:,} images"
+      f" cannot be read and are left out, first {broken[0]}"
+    )
+  card = {
+    "text": pool.text,
+    "fingerprint": pool.fingerprint,
+    "shape": shape,
+    "images": len(pool),
+    "left_out": pool.left_out,
+    "first_left_out": broken[:FEW],
+  }
+  files.write_json(pool.cache / CARD, card)
 
 
 def _path(folder, part):
   return folder / f"{part:05d}.npy"
 
 
-def _decode_all(text, source, shape, folder, digest, workers, say):
+def _decode_missing(text, source, shape, folder, workers, say):
+  """Decodes what is not whole in the cache; what each part's record says."""
   count = len(source)
   rows = max(1, PART_BYTES // int(np.prod(shape)))
   parts = -(-count // rows)
   # Processes that share the cache begin at different parts, so they share the
   # work too; what two of them write is the same.
   first = parts * jax.process_index() // jax.process_count()
+  records = {}
   for part in (*range(first, parts), *range(first)):
     path = _path(folder, part)
-    if not path.exists():
-      indices = range(part * rows, min((part + 1) * rows, count))
-      _decode_part(source, shape, indices, path, workers)
+    indices = range(part * rows, min((part + 1) * rows, count))
+    records[part] = _record(path, len(indices))
+    if records[part] is None:
+      records[part] = _decode_part(source, shape, indices, path, workers)
       if parts > 1:
         say(f"{text}: decoded part {part + 1} of {parts}, {count:,} images")
-  paths = [_path(folder, part) for part in range(parts)]
-  counts = [len(np.load(path, mmap_mode="r")) for path in paths]
-  broken = [files.read_json(path.with_suffix(".json")) for path in paths]
-  left_out = sum(part["left_out"] for part in broken)
-  first_broken = [reason for part in broken for reason in part["first"]]
-  if left_out:
-    say(
-      f"{text}: {left_out:,} of {count:,} images cannot be read and are left"
-      f" out, first {first_broken[0]}"
+  return [records[part] for part in range(parts)]
+
+
+def _record(path, count):
+  """What was written of a part of `count` images; None if it is not whole."""
+  try:
+    record = json.loads(path.with_suffix(".json").read_bytes())
+    images = len(np.load(path, mmap_mode="r"))
+    size = path.with_suffix(".txt").stat().st_size
+    whole = (
+      record["images"] == images
+      and record["images"] + record["left_out"] == count
+      and record["bytes_of_names"] == size
     )
-  if not sum(counts):
-    raise UsageError(
-      f"{text}: none of its {count:,} images can be read ({first_broken[0]})"
-    )
-  files.write_json(
-    folder / CARD,
-    {
-      "text": text,
-      "fingerprint": digest,
-      "shape": shape,
-      "images": sum(counts),
-      "left_out": left_out,
-      "first_left_out": first_broken[:FEW],
-      "images_of_part": counts,
-    },
-  )
+    return record if whole else None
+  except FileNotFoundError:
+    return None
+  except OSError as error:
+    raise files.unreadable(path, error) from error
+  except (ValueError, EOFError, KeyError, TypeError):  # of what is cut short
+    return None
 
 
 def _decode_part(
@@ -131,15 +164,17 @@ def _decode_part(
   indices: range,
   path: Path,
   workers: int | None,
-) -> None:
+) -> dict:
+  """Writes a part; its record."""
   grain = require()
 
   def decode(index):
-    """(index, uint8 image, None), or (index, None, why not)."""
+    """Its number, and a uint8 image or why there is none."""
     try:
-      return index, _fitted(source.image(index), shape), None
-    except UsageError as error:
-      return index, None, str(error)
+      return index, _fitted(source.image(index), shape)
+    except DfktError as error:
+      # Raised in a worker it would come with Grain's own lines behind it.
+      return index, error
 
   workers = workers or os.cpu_count() or 1
   options = grain.ReadOptions(
@@ -149,20 +184,31 @@ def _decode_part(
   images = np.empty((len(indices), *shape), np.uint8)
   names, broken = [], []
   with contextlib.closing(iter(dataset.to_iter_dataset(options))) as decoded:
-    for index, image, problem in decoded:
-      if image is None:
-        broken.append(problem)
+    for index, image in decoded:
+      if isinstance(image, NoImage):
+        broken.append(str(image))
+      elif isinstance(image, DfktError):  # of a disk: it may go away
+        raise image
       else:
         images[len(names)] = image
         names.append(source.name(index).replace("\n", "\\n"))
-  # The pixels come last: they say that the part is whole.
-  files.write_json(
-    path.with_suffix(".json"), {"left_out": len(broken), "first": broken[:FEW]}
-  )
+  images = images[: len(names)]
   # A file's name need not be text.
   text = "\n".join(names).encode(errors="backslashreplace")
+  digest = hashlib.sha256(images.data)
+  digest.update(text)
+  record = {
+    "images": len(names),
+    "left_out": len(broken),
+    "first": broken[:FEW],
+    "bytes_of_names": len(text),
+    "sha256": digest.hexdigest(),
+  }
+  # The pixels come last: they say that the part is whole.
+  files.write_json(path.with_suffix(".json"), record)
   files.write_atomic(path.with_suffix(".txt"), text)
-  save(path, images[: len(names)])
+  save(path, images)
+  return record
 
 
 def _fitted(image, shape):

@@ -2,7 +2,8 @@
 
 Neither pixels nor names are held in memory where there may be very many: a
 folder's names are in a file, a TFDS dataset and an npz file that is not
-compressed are read in place. A compressed npz file is loaded as a whole.
+compressed are read in place. A compressed npz file is loaded as a whole, and a
+zip file's table of contents while it is opened.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import hashlib
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
+import zipfile
 
 import numpy as np
 
@@ -30,7 +32,10 @@ class _Names(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-  """Images by number, from several threads; `fingerprint` changes with them."""
+  """Images by number, from several threads.
+
+  `fingerprint` changes with them and with the place that they are in.
+  """
 
   names: _Names  # of everything there is, unique
   read: Callable[[int], Any]  # of everything there is
@@ -49,7 +54,8 @@ class ImageSource:
     """uint8[height, width, 1 or 3], or a PIL image.
 
     Raises:
-      UsageError: it is no image that can be read.
+      NoImage: what is there is none.
+      UsageError: it cannot be read.
     """
     return self.read(self.order[index])
 
@@ -64,7 +70,12 @@ def open_source(text: str) -> ImageSource:
     UsageError: what the text names is not there, or has no images.
   """
   body, bounds = split_slice(text)
-  kind, _, at = body.partition(":")
+  kind, colon, at = body.partition(":")
+  if colon and not at:  # which would be the current directory
+    raise UsageError(
+      f"--pool {text} says no place: expected a path or name behind the colon;"
+      f" give one such as {kind}:photos"
+    )
   if kind == "folder":
     source = _folder(Path(at))
   elif kind == "zip":
@@ -90,7 +101,7 @@ def open_source(text: str) -> ImageSource:
 def _folder(folder: Path) -> ImageSource:
   if not folder.is_dir():
     raise UsageError(f"folder:{folder} is not a folder: give one of images")
-  digest = hashlib.sha256()
+  digest = hashlib.sha256(os.fsencode(folder.resolve()) + b"\n")
 
   def members() -> Iterator[str]:
     for directory, subfolders, found in os.walk(folder):
@@ -140,9 +151,13 @@ def _npz(at: str, split: str | None) -> ImageSource:
     images = npz.read(f"npz:{at}/{split}", Path(at), split).images
   else:
     images = npz.read_images(Path(at))
-  stat = Path(at).stat()
-  digest = f"{Path(at).name} {split} {stat.st_size} {stat.st_mtime_ns}"
-  return _arrays(images, digest)
+  # Two files of one name, size and time do differ in the sums of their arrays.
+  path = Path(at).resolve()
+  with zipfile.ZipFile(path) as archive:
+    sums = [(info.filename, info.CRC) for info in archive.infolist()]
+  stat = path.stat()
+  key = f"{path} {split} {stat.st_size} {stat.st_mtime_ns} {sums}"
+  return _arrays(images, hashlib.sha256(os.fsencode(key)).hexdigest())
 
 
 def _arrays(images: np.ndarray, fingerprint: str) -> ImageSource:

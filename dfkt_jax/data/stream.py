@@ -22,6 +22,9 @@ import numpy as np
 from dfkt_jax.errors import DfktError, UsageError
 from dfkt_jax.parallel import DATA
 
+_EXAMPLES = 2**62
+"""An endless stream ends after so many."""
+
 
 class Source(Protocol):
   """What can be read in any order."""
@@ -92,6 +95,9 @@ class Stream:
     indices = grain.MapDataset.range(len(source))
     if shuffle:
       indices = indices.shuffle(seed=seed % 2**32)
+    # Without a number Grain repeats sys.maxsize times, and its length, rounded
+    # up to a float, is then more than len() may answer.
+    epochs = epochs or _EXAMPLES // len(source)
     batches = indices.repeat(epochs).batch(batch_size).map(read)
     workers = workers or os.cpu_count() or 1
     # A batch in the hands of each worker and one ready.

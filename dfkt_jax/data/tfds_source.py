@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dfkt_jax.data.dataset import Dataset
+from dfkt_jax.data.dataset import Dataset, NoImage
 from dfkt_jax.errors import UsageError
 
 
@@ -38,20 +38,23 @@ class Split:
     """ "image", uint8[height, width, 1 or 3], and "label", i32[], if labelled.
 
     Raises:
-      UsageError: it cannot be read, or is no image of that kind.
+      NoImage: it is none of that kind.
+      UsageError: it cannot be read.
     """
     try:
       example = self.data[index]
       image = np.asarray(example[self.image_key])
       label = np.int32(example[self.label_key]) if self.label_key else None
     except Exception as error:  # tfds, ArrayRecord and decoders: a dozen kinds
-      raise UsageError(
+      # ArrayRecord raises RuntimeErrors, and PIL OSErrors without a number.
+      reading = isinstance(error, RuntimeError) or getattr(error, "errno", None)
+      raise (UsageError if reading else NoImage)(
         f"tfds:{self.source} cannot be read from {self.directory}"
         f" ({_first_line(error)}): prepare it again"
       ) from error
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
-      raise UsageError(
+      raise NoImage(
         f"tfds:{self.source}/{self.split} has an image {list(image.shape)}:"
         " expected [height, width, 1 or 3]; name another split or prepare it"
         " anew"
@@ -63,9 +66,12 @@ class Split:
   @property
   def fingerprint(self) -> str:
     """Changes when the files do."""
-    files = sorted(Path(self.directory).iterdir())
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    text = repr((self.directory, self.split, stats))
+    directory = Path(self.directory).resolve()
+    stats = [
+      (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+      for file in sorted(directory.iterdir())
+    ]
+    text = repr((str(directory), self.split, stats))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

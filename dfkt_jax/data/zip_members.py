@@ -34,15 +34,16 @@ class _Place(NamedTuple):
 class ZipMembers:
   """The members of `path` that `wanted` says yes to, sorted by name.
 
-  The table of contents is read once as a whole; what is kept of it is 48 bytes
-  a member and `names`.
+  The table of contents is read once as a whole, by zipfile, which takes 660
+  bytes a member (measured with a million): 6.6 GB for ten million, which are
+  better in a folder. What is kept of it is 48 bytes a member and `names`.
 
   Raises:
     UsageError: it is no zip file that can be read.
   """
 
   def __init__(self, path: Path, wanted: Callable[[str], bool], largest: int):
-    self._largest = largest
+    self._path, self._largest = path.resolve(), largest
     try:
       with zipfile.ZipFile(path) as archive:
         found = {
@@ -70,8 +71,9 @@ class ZipMembers:
     return len(self.names)
 
   def fingerprint(self) -> str:
-    """Changes with the names, sizes and checksums of the members."""
-    digest = hashlib.sha256(self._places.data)
+    """Changes with the path, and the names, sizes and checksums of members."""
+    digest = hashlib.sha256(os.fsencode(self._path) + b"\n")
+    digest.update(self._places.data)
     for index in range(len(self)):
       digest.update(os.fsencode(self.names[index]) + b"\n")
     return digest.hexdigest()

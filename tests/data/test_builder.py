@@ -1,5 +1,6 @@
 """Datasets written as TFDS datasets, and read back the same."""
 
+import dataclasses
 import os
 from pathlib import Path
 import subprocess
@@ -132,6 +133,56 @@ def test_a_killed_writing_goes_on(tmp_path):
   place = builder.write("pets", {"train": made()}, tmp_path, shard_bytes=200)
   assert (place / shard.name).stat().st_mtime_ns == before
   same(data.load(f"tfds:{place}/train"), made())
+
+
+def test_files_that_are_gone_or_short_are_written_again(tmp_path):
+  write = lambda: builder.write(
+    "pets", {"train": made()}, tmp_path, shard_bytes=200
+  )
+  place = write()
+  first, second, third = sorted(place.glob("*-train.*"))
+  before = second.stat().st_mtime_ns
+  write()
+  assert second.stat().st_mtime_ns == before
+  first.unlink()
+  third.write_bytes(third.read_bytes()[:-20])
+  (place / "dataset_info.json").unlink()
+  assert write() == place
+  same(data.load(f"tfds:{place}/train"), made())
+  assert second.stat().st_mtime_ns == before
+
+
+def test_the_same_data_by_another_name(tmp_path):
+  write = lambda name, seed=0: builder.write(
+    "pets",
+    {"train": dataclasses.replace(made(seed=seed), name=name)},
+    tmp_path,
+  )
+  assert write("npz:big.npz") == write("npz:./big.npz")
+  with pytest.raises(UsageError, match="another dataset"):
+    write("npz:big.npz", seed=1)
+
+
+def test_nothing_is_left_of_a_killed_run(tmp_path):
+  write = lambda **options: builder.write(
+    "pets", {"train": made()}, tmp_path, shard_bytes=200, **options
+  )
+
+  def leave(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / ".pets-train.array_record-0.17.tmp").write_bytes(b"half")
+    (directory / ".dfkt.json.17-ab.tmp").write_bytes(b"half")
+    (tmp_path / "pets/.1.0.0.old-ab12cd34").mkdir()
+
+  place = write()
+  whole = sorted(path.relative_to(place) for path in place.rglob("*"))
+  leave(place)
+  write()  # in the finished dataset
+  os.rename(place, place.with_name(".1.0.0.incomplete"))
+  leave(place.with_name(".1.0.0.incomplete"))
+  write()  # in one that goes on
+  assert sorted(path.relative_to(place) for path in place.rglob("*")) == whole
+  assert [path.name for path in place.parent.iterdir()] == ["1.0.0"]
 
 
 def test_what_a_stream_reads(tmp_path):

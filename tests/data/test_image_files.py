@@ -4,18 +4,19 @@ import io
 import zipfile
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 import pytest
 
 from dfkt_jax import data
 from dfkt_jax.data import image_files
+from dfkt_jax.data.dataset import NoImage
 from dfkt_jax.errors import UsageError
 from tests.assets import shared_data
 
 
-def png(array):
+def png(array, **options):
   buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, "PNG")
+  Image.fromarray(array).save(buffer, "PNG", **options)
   return buffer.getvalue()
 
 
@@ -73,6 +74,52 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
   monkeypatch.setattr("pathlib.Path.read_bytes", deny)
   refused(f"folder:{tmp_path}", "a/x.png cannot be read", "Permission denied")
+
+
+def test_whatever_pillow_raises_is_one_sentence(tmp_path, monkeypatch):
+  path = write_zip(tmp_path / "z.zip", {"a/x.png": b"no image"})
+  with pytest.raises(NoImage, match="no image format") as error:
+    data.load(f"zip:{path}")
+  assert "0x" not in str(error.value)
+
+  def fail(*_):
+    raise TypeError("a tag of no type\nand more")
+
+  monkeypatch.setattr(Image, "open", fail)
+  with pytest.raises(
+    NoImage, match=r"x.png cannot be read \(a tag of no type\)"
+  ):
+    data.load(f"zip:{path}")
+
+
+def test_pixels_that_are_broken_halfway(tmp_path):
+  """Pillow raises the first time it decodes them, and not the second."""
+  noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+  buffer = io.BytesIO()
+  Image.fromarray(noise).save(buffer, "TIFF", compression="tiff_adobe_deflate")
+  raw = bytearray(buffer.getvalue())
+  raw[2000:2020] = bytes(20)
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a/x.png").write_bytes(raw)
+  refused(f"folder:{tmp_path}", "a/x.png cannot be read", "mend or remove it")
+
+
+def test_a_camera_held_upright(tmp_path):
+  """Orientation 6: the first row is the right-hand side of the picture."""
+  wide = np.zeros((4, 6, 3), np.uint8)
+  wide[0] = 255
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a/x.png").write_bytes(png(wide, exif=exif))
+  (image,) = data.load(f"folder:{tmp_path}").images
+  assert image.shape == (6, 4, 3)
+  assert (image[:, 3] == 255).all()
+  assert not image[:, :3].any()
+  # What is wrong with EXIF data alone does not matter.
+  (tmp_path / "a/x.png").write_bytes(png(wide, exif=b"Exif\0\0none"))
+  (image,) = data.load(f"folder:{tmp_path}").images
+  np.testing.assert_array_equal(image, wide)
 
 
 def test_absurd_sizes(tmp_path, monkeypatch):

@@ -2,12 +2,17 @@
 
 import io
 import os
+from pathlib import Path
+import pickle
+import resource
+import shutil
 import zipfile
 
 import numpy as np
 from PIL import Image
 import pytest
 
+from dfkt_jax.data import parts
 from dfkt_jax.data import pool as pools
 from dfkt_jax.data.pool import open_pool
 from dfkt_jax.errors import UsageError
@@ -102,8 +107,81 @@ def test_rows_of_all_parts_are_found(numbered, tmp_path):
 
 def test_pixels_stay_on_disk(numbered, tmp_path):
   pool = open_pool(numbered, SHAPE, tmp_path / "c", say=quietly)
-  assert len(pool.images._maps) == 4
-  assert all(isinstance(part, np.memmap) for part in pool.images._maps)
+  assert isinstance(pool.images._part(3), np.memmap)
+  again = pickle.loads(pickle.dumps(pool))
+  assert isinstance(again.images._part(3), np.memmap)
+  np.testing.assert_array_equal(again.images[:], pool.images[:])
+  assert again.names[39] == pool.names[39]
+
+
+def test_more_parts_than_files_may_be_open(tmp_path):
+  paths = [tmp_path / f"{part}.npy" for part in range(200)]
+  for number, path in enumerate(paths):
+    parts.save(path, np.full((1, 2), number))
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  used = len(os.listdir("/dev/fd"))
+  resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, limits[1]))
+  try:
+    rows = parts.Parts(paths)[::-1]
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+  assert rows[:, 1].tolist() == [*range(200)][::-1]
+
+
+def damage(path):
+  path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+  "harm", [os.remove, damage, lambda p: p.write_bytes(b"")]
+)
+@pytest.mark.parametrize("ending", ["npy", "txt", "json"])
+def test_a_damaged_part_is_decoded_again(numbered, tmp_path, ending, harm):
+  pool = open_pool(numbered, SHAPE, tmp_path / "c", say=quietly)
+  harm(pool.cache / f"00002.{ending}")
+  untouched = (pool.cache / "00001.npy").stat().st_mtime_ns
+  again = open_pool(numbered, SHAPE, tmp_path / "c", say=quietly)
+  np.testing.assert_array_equal(again.images[:][:, 0, 0, 0], range(40))
+  assert again.names[25] == "00000025"
+  assert again.fingerprint == pool.fingerprint
+  assert (pool.cache / "00001.npy").stat().st_mtime_ns == untouched
+
+
+def test_the_fingerprint_is_of_pixels_shape_and_names(folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / "copy")
+
+  def fingerprint(place, shape=SHAPE, cache="c"):
+    text = f"folder:{place}"
+    return open_pool(text, shape, tmp_path / cache, say=quietly).fingerprint
+
+  before = fingerprint(folder)
+  assert before == fingerprint(folder)
+  assert before == fingerprint(folder, cache="other")
+  assert before == fingerprint(copy)
+  assert before != fingerprint(folder, (8, 4, 3))
+  os.rename(copy / "b.jpg", copy / "c.jpg")
+  assert before != fingerprint(copy)
+  (folder / "b.jpg").write_bytes(encoded((7, 30), value=9, kind="JPEG"))
+  assert before != fingerprint(folder)
+
+
+def test_an_unreadable_file_stops_the_pool(folder, tmp_path, monkeypatch):
+  """It may be the disk's bad moment, and not for ever."""
+  read = Path.read_bytes
+
+  def fail(path):
+    if path.name == "b.jpg":
+      raise OSError(5, "Input/output error")
+    return read(path)
+
+  text = f"folder:{folder}"
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(UsageError, match="b.jpg cannot be read") as error:
+      open_pool(text, SHAPE, tmp_path / "c", say=quietly)
+  assert "\n" not in str(error.value)
+  pool = open_pool(text, SHAPE, tmp_path / "c", say=quietly)
+  assert len(pool) == 3
 
 
 def test_a_decoding_that_was_stopped_goes_on(numbered, tmp_path, monkeypatch):
@@ -152,6 +230,9 @@ def test_a_pool_that_changed_is_decoded_anew(folder, tmp_path):
     (lambda p: f"zip:{__file__}", "is not a whole zip file"),
     (lambda p: f"npz:{p}/none.npz", "does not exist"),
     (lambda p: "photographs", "is unknown"),
+    (lambda p: "folder:", "says no place"),
+    (lambda p: "zip:[:5]", "says no place"),
+    (lambda p: "digits/test[:10%]", "whole numbers with a colon"),
   ],
 )
 def test_what_is_no_pool_is_refused(tmp_path, make, part):

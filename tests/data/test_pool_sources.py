@@ -16,6 +16,7 @@ from dfkt_jax.data import builder, sources
 from dfkt_jax.data import pool as pools
 from dfkt_jax.data.dataset import Dataset
 from dfkt_jax.data.pool import open_pool
+from dfkt_jax.errors import UsageError
 
 SHAPE = (4, 4, 3)
 
@@ -86,6 +87,49 @@ def test_arrays_are_read_in_place(tmp_path):
     np.testing.assert_array_equal(opened.images[:], images)
   source = sources.open_source(f"npz:{tmp_path / 'plain.npz'}")
   assert isinstance(source.image(0), np.memmap)
+
+
+@pytest.mark.parametrize("kind", ["npz", "zip", "folder"])
+def test_files_that_look_alike_are_two_pools(tmp_path, kind):
+  """Of one name, size and time."""
+  pixels = []
+  for value in (3, 4):
+    place = tmp_path / str(value)
+    place.mkdir()
+    image = np.full(SHAPE, value, np.uint8)
+    if kind == "npz":
+      np.savez(place / "p.npz", images=image[None])
+    elif kind == "zip":
+      with zipfile.ZipFile(place / "p.zip", "w") as archive:
+        archive.writestr("a.bmp", flat(value, kind="BMP"))
+    else:
+      (place / "p.folder").mkdir()
+      (place / "p.folder/a.bmp").write_bytes(flat(value, kind="BMP"))
+    for path in place.rglob("*"):
+      os.utime(path, (9, 9))
+    text = f"{kind}:{place}/p.{kind}"
+    opened = open_pool(text, SHAPE, tmp_path / "c", say=quietly)
+    pixels.append(int(opened.images[0].max()))
+  assert pixels == [3, 4]
+
+
+def test_a_file_that_was_overwritten_is_another_pool(tmp_path):
+  """In its place, and of its size and time."""
+  for value in (3, 4):
+    path = tmp_path / "p.npz"
+    np.savez(path, images=np.full((1, *SHAPE), value, np.uint8))
+    os.utime(path, (9, 9))
+    opened = open_pool(f"npz:{path}", SHAPE, tmp_path / "c", say=quietly)
+    assert (opened.images[0] == value).all()
+
+
+def test_a_shard_that_is_gone_stops_the_pool(tmp_path):
+  images = np.zeros((4, *SHAPE), np.uint8)
+  dataset = Dataset("four", images, np.zeros(4, np.int32))
+  made = builder.write("four", {"train": dataset}, tmp_path, shard_bytes=96)
+  next(made.glob("*00001-of-00002")).unlink()
+  with pytest.raises(UsageError, match="cannot be read from"):
+    open_pool(f"tfds:{made}/train", SHAPE, tmp_path / "c", say=quietly)
 
 
 def test_a_prepared_dataset_is_a_pool(tmp_path):

@@ -35,6 +35,14 @@ def test_batches_reach_into_the_next_epoch():
   assert sorted(drawn) == sorted([*range(10)] * 2)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_of_one(shuffle):
+  with Stream(NUMBERS, 1, seed=3, shuffle=shuffle) as stream:
+    drawn = np.concatenate(take(stream, 20))
+  assert sorted(drawn[:10]) == sorted(drawn[10:]) == NUMBERS.tolist()
+  assert (drawn[:10] != drawn[10:]).any() == shuffle
+
+
 def test_it_resumes_on_the_very_next_example():
   with Stream(NUMBERS, 4, seed=1) as stream:
     take(stream, 3)

@@ -85,6 +85,8 @@ def test_a_prepared_dataset(prepared):
   assert len(data.load(f"tfds:{prepared}").labels) == 2  # test
   assert len(data.load(f"tfds:{prepared}/train[1:4]").labels) == 3
   refused(f"tfds:{prepared}/valid", "no split 'valid'", "train, test")
+  for part in ("[:10%]", "[1:4:2]"):
+    refused(f"tfds:{prepared}/test{part}", "whole numbers", "[:1000]")
   assert "tensorflow" not in sys.modules
 
 
