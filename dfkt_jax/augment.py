@@ -112,7 +112,7 @@ def mix(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
   count, height, width, _ = images.shape
   others = images[jax.random.permutation(keys[0], count)]
   convex = jax.random.uniform(keys[1], (count, 1, 1, 1))
-  mask = smooth_noise(keys[2], count, (height, width), 4) > 0
+  mask = smooth_noise(keys[2], count, [height, width], (4,)) > 0
   fair = jax.random.bernoulli(keys[3], 0.5, (count, 1, 1, 1))
   weight = jnp.where(fair, convex, mask)
   mixed = jax.random.bernoulli(keys[4], share, (count, 1, 1, 1))
@@ -121,9 +121,26 @@ def mix(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
 
 
 def smooth_noise(
-  key: jax.Array, count: int, size: tuple[int, int], cells: int
+  key: jax.Array, count: int, size: list[int], cells: tuple[int, ...]
 ) -> jax.Array:
-  """f32[count, height, width, 1], unit Gaussians at cells x cells points and
-  cubic in between."""
-  noise = jax.random.normal(key, (count, cells, cells, 1))
-  return jax.image.resize(parallel.split(noise), (count, *size, 1), "cubic")
+  """f32[count, height, width, 1]: unit Gaussians on a grid, cubic in between.
+
+  Each image has so many rows and columns of its own, drawn from `cells`.
+  """
+  keys = jax.random.split(key, 3)
+  noise = jax.random.normal(keys[0], (count, max(cells), max(cells)))
+  rows, columns = (
+    _cubic(n, cells)[jax.random.randint(k, (count,), 0, len(cells))]
+    for k, n in zip(keys[1:], size)
+  )
+  noise = parallel.split(noise)
+  return jnp.einsum("nhi,nij,nwj->nhw", rows, noise, columns)[..., None]
+
+
+def _cubic(size, cells):
+  """f32[len(cells), size, max(cells)]: interpolates from so many points."""
+  matrices = [jax.image.resize(jnp.eye(c), (size, c), "cubic") for c in cells]
+  widest = max(cells)
+  return jnp.stack(
+    [jnp.pad(m, ((0, 0), (0, widest - m.shape[1]))) for m in matrices]
+  )

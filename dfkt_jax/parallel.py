@@ -9,6 +9,7 @@ Explicit ones, under which gathers from a sharded bank do not type-check.
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -64,12 +65,22 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def put_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-  """Puts host arrays on the mesh, split along `axis` if that is even."""
+def local(mesh: Mesh) -> Mesh:
+  """This process's devices of `mesh`, as a mesh of their own."""
+  own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+  return jax.make_mesh(
+    (len(own),), (DATA,), axis_types=(AxisType.Auto,), devices=own
+  )
 
-  def put(x):
-    even = x.ndim > axis and x.shape[axis] % mesh.size == 0
-    spec = PartitionSpec(*[None] * axis, DATA) if even else PartitionSpec()
-    return jax.device_put(x, NamedSharding(mesh, spec))
 
-  return jax.tree.map(put, tree)
+def of_first_process(tree: Any) -> Any:
+  """Host arrays as the first process has them, on every process."""
+  if jax.process_count() == 1:
+    return tree
+  return multihost_utils.broadcast_one_to_all(tree)
+
+
+def wait(name: str) -> None:
+  """Until every process has come to this point."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

@@ -65,10 +65,10 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     yield
     return
   path = workdir / "config.json"
-  if path.exists() and _has_progress(workdir):
-    _check_same(path, files.read_json(path), files.plain(config))
-  elif path.exists():
-    files.write_json(path, config)
+  check(workdir, config)
+  if path.exists():
+    if not has_progress(workdir):
+      files.write_json(path, config)
   elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
     raise UsageError(
       f"--workdir {workdir} exists and holds no config.json, so it is not a"
@@ -86,7 +86,20 @@ def finished(workdir: Path) -> dict | None:
   return files.read_json(path) if path.exists() else None
 
 
-def _has_progress(workdir):
+def check(workdir: Path, config: Mapping[str, Any]) -> None:
+  """Refuses a folder in which a run of other settings got somewhere.
+
+  `claim` does so too; this is for commands with long work before they claim.
+
+  Raises:
+    UsageError: it belongs to other settings.
+  """
+  path = workdir / "config.json"
+  if path.exists() and has_progress(workdir):
+    _check_same(path, files.read_json(path), files.plain(config))
+
+
+def has_progress(workdir: Path) -> bool:
   """Whether other settings would lose anything that a run has saved."""
   checkpoints = workdir / "checkpoints"
   saved = checkpoints.iterdir() if checkpoints.is_dir() else ()
@@ -96,8 +109,8 @@ def _has_progress(workdir):
 
 def _check_same(path, old, new):
   old, new = flatten(old), flatten(new)
-  # A teacher is what its weights are, wherever its folder stands by now.
-  moved = {"teacher"} if "teacher_sha256" in new else set()
+  # These are what they hold, wherever they stand by now.
+  moved = {name for name in ("teacher", "selection") if f"{name}_sha256" in new}
   differences = [
     f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} now"
     for name in dict.fromkeys([*old, *new])

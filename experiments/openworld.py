@@ -77,12 +77,11 @@ odsd_s1, odsd_s2 = (_run(ODSD(), seed, views=2) for seed in (1, 2))
 
 published_dfnd = dataclasses.replace(
   dfnd,
-  study=dataclasses.replace(
-    DFND.study, kd=dataclasses.replace(DFND.study.kd, steps=40_000)
-  ),
+  study=DFND.study,
   student="resnet20",
   pool="folder:imagenet/train",
   num_images=600_000,
+  evaluations=20,
 )
 published_mosaic_kd = dataclasses.replace(
   mosaic_kd,
@@ -90,4 +89,6 @@ published_mosaic_kd = dataclasses.replace(
   study=MosaicKD.study,
   student="resnet20",
   pool="folder:imagenet/train",
+  num_images=50_000,
+  evaluations=20,
 )

@@ -7,6 +7,7 @@ import pytest
 
 from dfkt_jax import parallel
 from dfkt_jax.checkpoint import Checkpoints
+from dfkt_jax.data.stream import put
 from dfkt_jax.errors import DfktError
 from tests.networks import tiny
 
@@ -50,7 +51,7 @@ def test_only_the_last_two_are_kept(tmp_path):
 def test_a_state_saved_on_eight_devices_is_restored_on_one(tmp_path):
   mesh = parallel.make_mesh(8)
   with jax.set_mesh(mesh), Checkpoints(tmp_path) as checkpoints:
-    split = parallel.put_batch(state(2).pool, mesh)
+    split = put(state(2).pool, mesh)
     checkpoints.save(1, state(2)._replace(pool=split), {})
   with Checkpoints(tmp_path) as checkpoints:
     restored, _ = checkpoints.restore(1, state(0))

@@ -355,6 +355,9 @@ def test_refusals_of_words(teacher, tmp_path, capsys):
     ("--temperature", "0", "--temperature is 0: give a number above 0"),
     ("--seed", "99999999999999999999", "--seed is 99999999999999999999"),
     ("--synthesis-batch-size", "0", "--synthesis-batch-size is 0"),
+    ("--latent", "0", "--latent is 0: give a number above 0"),
+    ("--generator-widths", "-4", "--generator-widths is -4: give 0 or more"),
+    ("--shrink", "1.5", "--shrink is 1.5: it is a share, give 0 to 1"),
   ],
 )
 def test_numbers_that_cannot_be(teacher, tmp_path, capsys, flag, value, part):

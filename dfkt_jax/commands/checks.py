@@ -8,12 +8,32 @@ from dfkt_jax.errors import UsageError
 
 LARGEST_SEED = 2**63 - 1
 
+# Of our own methods: what is no setting at 0, and what is a share of a whole.
+ABOVE_ZERO = {
+  "--betas",
+  "--candidates",
+  "--discriminator-widths",
+  "--generator-widths",
+  "--latent",
+  "--prototypes-per-class",
+  "--sigma",
+}
+SHARES = {
+  "--assumed-accuracy",
+  "--denoise",
+  "--mix",
+  "--salt-and-pepper",
+  "--shrink",
+  "--start-level",
+}
+
 
 def check_numbers(settings: Any) -> None:
   """Every number of a dataclass, nested ones included, is one that can be.
 
-  All are finite; those of our own dataclasses are not negative, temperatures
-  are above 0, and a seed fits into 63 bits.
+  All are finite; those of our own dataclasses are not negative, some are above
+  0 and some at most 1, temperatures are above 0, and a seed fits into 63 bits.
+  A tuple has at least one, and they are all such.
 
   Raises:
     UsageError: one is not; the sentence names its flag.
@@ -26,8 +46,12 @@ def check_numbers(settings: Any) -> None:
     )
     if dataclasses.is_dataclass(value):
       check_numbers(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-      _check(flag, value, ours)
+      continue
+    if isinstance(value, tuple) and not value and ours:
+      raise UsageError(f"{flag} has no value: give one or more")
+    for number in value if isinstance(value, tuple) else [value]:
+      if isinstance(number, int | float) and not isinstance(number, bool):
+        _check(flag, number, ours)
 
 
 def _check(flag, value, ours):
@@ -35,7 +59,10 @@ def _check(flag, value, ours):
     raise UsageError(f"{flag} is {value}: give a finite number")
   if ours and value < 0:
     raise UsageError(f"{flag} is {value}: give 0 or more")
-  if flag.endswith("temperature") and value == 0:
+  above_zero = flag.endswith("temperature") or (ours and flag in ABOVE_ZERO)
+  if above_zero and value == 0:
     raise UsageError(f"{flag} is 0: give a number above 0")
+  if ours and flag in SHARES and value > 1:
+    raise UsageError(f"{flag} is {value}: it is a share, give 0 to 1")
   if flag == "--seed" and value > LARGEST_SEED:
     raise UsageError(f"--seed is {value}: give at most {LARGEST_SEED}")

@@ -175,7 +175,8 @@ def _images_synthesized(config):
   rounds, warmup = transfer.rounds(method), transfer.warmup(method)
   if transfer.pool_size:
     filling = warmup if transfer.offline else rounds
-    return filling * transfers.images_per_step(method, transfer)
+    made = filling * transfers.images_per_step(method, transfer)
+    return min(made, transfer.pool_size) if transfer.offline else made
   return (rounds - warmup) * transfer.student_steps * transfer.batch_size
 
 

@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 import jax
 import numpy as np
 
-from dfkt_jax import images, models, parallel, teachers, workdir
+from dfkt_jax import files, images, models, parallel, teachers, workdir
 from dfkt_jax import network as net
 from dfkt_jax.commands import evaluation, summary
 from dfkt_jax.commands.checks import check_numbers
 from dfkt_jax.data.pool import ImagePool, open_pool
-from dfkt_jax.data.stream import Stream
+from dfkt_jax.data.stream import Stream, put
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.driver import RunOptions, drive
 from dfkt_jax.errors import UsageError
@@ -25,6 +25,7 @@ from dfkt_jax.openworld.selection import Selection
 
 M = TypeVar("M", bound=OpenWorld)
 GRID_IMAGES = 64
+SELECTION = "selection.csv"
 CACHE = Path("~/.cache/dfkt/pools")
 
 
@@ -42,7 +43,7 @@ class DistillOpenWorld(Generic[M]):
   teacher: Path  # directory of the teacher ('dfkt teacher import' makes one)
   student: str  # architecture of the student, see 'dfkt list archs'
   pool: str  # folder:DIR, zip:FILE, npz:FILE, tfds:NAME: unlabelled images
-  num_images: int = 50_000  # to select
+  num_images: int = 50_000  # to select, where no --selection is given
   selection: Path | None = None  # a selection.csv to use instead of selecting
   eval_dataset: str | None = None  # real images that evaluation alone reads
   seed: int = 0
@@ -60,34 +61,42 @@ class DistillOpenWorld(Generic[M]):
 
 def _run(config: DistillOpenWorld, options: RunOptions) -> dict:
   check_numbers(config)
-  _check_counts(config)
+  _check_study(config)
   teacher, card = teachers.load(config.teacher)
   module = models.build(config.student, teacher.spec.classes)
+  init = functools.partial(_init, config, module)
+  key = jax.random.key(config.seed)
+  if not hasattr(config.method, "summarise"):
+    jax.eval_shape(init, key, teacher, None)
   dataset = evaluation.load(config.eval_dataset, teacher)
-  cache = config.pool_cache.expanduser()
-  pool = open_pool(config.pool, teacher.spec.shape, cache)
-  mesh = parallel.make_mesh(options.devices)
   settings = {
     "command": "distill",
     **workdir.settings(dataclasses.replace(config, pool_cache=None)),
     "teacher_sha256": card.weights_sha256,
+    **_given(config),
   }
-  replicated = parallel.replicate(teacher, mesh)
-  scores = scoring.score(pool, replicated, card.weights_sha256, mesh)
+  # A finished run needs no pool, and a pool takes long.
+  workdir.check(options.workdir, settings)
+  result = workdir.finished(options.workdir)
+  if result is not None:
+    return result
+  say = print if jax.process_index() == 0 else lambda text: None
+  cache = config.pool_cache.expanduser()
+  pool = open_pool(config.pool, teacher.spec.shape, cache, say=say)
+  mesh = parallel.make_mesh(options.devices)
+  scores = scoring.score(pool, teacher, card, mesh, say)
   chosen = _select(config, options, pool, scores)
   with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
-    result = workdir.finished(options.workdir)
-    if result is not None:
-      return result
-    _show(options, pool, scores, chosen)
-    key = jax.random.key(config.seed)
-    given = None
+    chosen = _settle(options, pool, scores, chosen)
+    summarised = None
     if hasattr(config.method, "summarise"):
       rng = np.random.default_rng([config.seed, 1])
-      given = config.method.summarise(rng, scores, chosen)
-    init = functools.partial(_init, config, module, given)
+      summarised = config.method.summarise(rng, scores, chosen)
     judge = evaluation.Evaluation(teacher, dataset) if dataset else None
-    state = jax.jit(init)(key, replicated)
+    # Processes might cluster a last bit apart: the first decides.
+    summarised = parallel.of_first_process(summarised)
+    replicated = parallel.replicate(teacher, mesh)
+    state = jax.jit(init)(key, replicated, summarised)
     source = _Chosen(pool, chosen.index)
     with Stream(source, config.study.batch_size, config.seed) as stream:
       state, pace = _train(
@@ -111,7 +120,18 @@ def _run(config: DistillOpenWorld, options: RunOptions) -> dict:
     )
 
 
-def _check_counts(config):
+def _given(config):
+  """A selection is what it says, not where it lies."""
+  if config.selection is None:
+    return {}
+  try:
+    return {"selection_sha256": files.sha256(config.selection)}
+  except OSError as error:
+    raise files.unreadable(config.selection, error) from error
+
+
+def _check_study(config):
+  """Refuses what describes no run."""
   counts = {
     "--steps": config.study.kd.steps,
     "--batch-size": config.study.batch_size,
@@ -121,10 +141,18 @@ def _check_counts(config):
   for flag, count in counts.items():
     if count < 1:
       raise UsageError(f"{flag} is {count}: give a whole number from 1 up")
+  if config.study.kd.target == "stored":
+    raise UsageError(
+      "--target stored needs images that were made for soft labels, and those"
+      " of a pool have none: use --target teacher"
+    )
 
 
 def _select(config, options, pool: ImagePool, scores) -> Selection:
-  """The given selection, that of a run to be resumed, or a new one."""
+  """That of the run to be resumed, the given one, or a new one."""
+  own = options.workdir / SELECTION
+  if workdir.has_progress(options.workdir) and own.exists():
+    return selection.read(own, pool)
   if config.selection is not None:
     return selection.read(config.selection, pool)
   if config.num_images > len(pool):
@@ -136,22 +164,22 @@ def _select(config, options, pool: ImagePool, scores) -> Selection:
   return config.method.select(rng, scores, config.num_images)
 
 
-def _show(options, pool, scores, chosen):
-  """Writes the selection, and pictures of it and of what it leaves."""
-  selection.write(
-    options.workdir / "selection.csv",
-    chosen,
-    pool,
-    scores.decision,
-    scores.confidence,
-  )
-  rest = np.setdiff1d(np.arange(len(pool)), chosen.index)
-  for name, index in (("chosen", chosen.index), ("rejected", rest)):
-    if len(index):
-      # Evenly over the ranking of the one and the order of the other.
-      few = index[np.linspace(0, len(index) - 1, GRID_IMAGES).astype(int)]
-      grid = images.grid(pool.images[few])
-      images.save_png(options.workdir / "images" / f"{name}.png", grid)
+def _settle(options, pool, scores, chosen) -> Selection:
+  """The first process writes down what it chose, with pictures; all read it."""
+  path = options.workdir / SELECTION
+  if jax.process_index() == 0:
+    selection.write(path, chosen, pool, scores.decision, scores.confidence)
+    left = np.ones(len(pool), bool)
+    left[chosen.index] = False
+    rest = np.flatnonzero(left)
+    for name, index in (("chosen", chosen.index), ("rejected", rest)):
+      if len(index):
+        # Evenly over the ranking of the one and the order of the other.
+        few = index[np.linspace(0, len(index) - 1, GRID_IMAGES).astype(int)]
+        grid = images.grid(pool.images[few])
+        images.save_png(options.workdir / "images" / f"{name}.png", grid)
+  parallel.wait("the selection is written")
+  return selection.read(path, pool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +196,12 @@ class _Chosen:
     return self.pool.images[int(self.index[index])]
 
 
-def _init(config, module, given, key, teacher):
+def _init(config, module, key, teacher, summarised):
   student_key = transfers.stream(key, transfers.INIT, 1)
   student = net.init(student_key, module, teacher.spec)
   method_key = transfers.stream(key, transfers.INIT, 0)
   return config.method.init(
-    method_key, teacher, student, config.study.kd, given
+    method_key, teacher, student, config.study.kd, summarised
   )
 
 
@@ -190,7 +218,7 @@ def _train(config, options, key, teacher, state, stream, mesh, judge):
 
   def advance(state, index):
     batches = np.stack([next(stream) for _ in range(count)])
-    batches = parallel.put_batch(batches, mesh, axis=1)
+    batches = put(batches, mesh, axis=1)
     return step(state, index, key, teacher, batches)
 
   sample = jax.jit(

@@ -131,18 +131,25 @@ class KD:
       return classification.l1(teacher_logits, student_logits)
     return classification.kl(teacher_logits, student_logits, self.temperature)
 
-  def _loss(self, params, student, images, labels, teacher_logits, key):
-    logits, variables = net.train_logits(
-      student.with_params(params), images, key
-    )
-    distance = self.distance(teacher_logits, logits)
+  def objective(
+    self, teacher_logits: jax.Array, logits: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, Info]:
+    """L of the student's `logits`; labels are i32[batch], -1 for none."""
     decisions = teacher_logits.argmax(1)
+    distance = self.distance(teacher_logits, logits)
     hard_label = classification.cross_entropy(
       logits, jnp.where(labels < 0, decisions, labels)
     )
     agreement = (decisions == logits.argmax(1)).mean()
     info = Info(distance, hard_label, agreement)
-    return distance + self.hard_label_weight * hard_label, (variables, info)
+    return distance + self.hard_label_weight * hard_label, info
+
+  def _loss(self, params, student, images, labels, teacher_logits, key):
+    logits, variables = net.train_logits(
+      student.with_params(params), images, key
+    )
+    loss, info = self.objective(teacher_logits, logits, labels)
+    return loss, (variables, info)
 
   def make_optimizer(self) -> optax.GradientTransformation:
     return optimizers.make(

@@ -41,10 +41,22 @@ def distances(x: jax.Array, y: jax.Array) -> jax.Array:
 def angles(x: jax.Array, vertex: jax.Array) -> jax.Array:
   """cos of the angle x_i, vertex_j, x_k, f32[batch j, batch i, batch k].
 
-  Park et al. 2019, equation 6. Where two of the points are one it is 0.
+  Park et al. 2019, equation 6. Where two of the points are one it is 0. From
+  inner products of the rows, so that no array has three batches and the width.
   """
-  sides = normalise(x[None] - vertex[:, None])
-  return jnp.einsum("jid,jkd->jik", sides, sides)
+  between = x @ vertex.T  # [i, j]
+  own = jnp.square(vertex).sum(1)
+  # (x_i - v_j) . (x_k - v_j)
+  inner = (
+    (x @ x.T)[None]
+    - between.T[:, :, None]
+    - between.T[:, None, :]
+    + own[:, None, None]
+  )
+  squared = jnp.diagonal(inner, axis1=1, axis2=2)  # [j, i]
+  apart = squared > 1e-5
+  scale = jnp.where(apart, jax.lax.rsqrt(jnp.where(apart, squared, 1.0)), 0.0)
+  return inner * scale[:, :, None] * scale[:, None, :]
 
 
 def huber(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from dfkt_jax.errors import UsageError
 from dfkt_jax.models.generator import BatchStatisticsNorm, weight_init
 
 
@@ -55,7 +56,16 @@ class DiscriminatorNetwork:
 def init(
   key: jax.Array, shape: tuple[int, int, int], widths: tuple[int, ...]
 ) -> DiscriminatorNetwork:
-  """A fresh discriminator of images of `shape`: (height, width, channels)."""
+  """A fresh discriminator of images of `shape`: (height, width, channels).
+
+  Raises:
+    UsageError: so many strided convolutions leave no patch of the image.
+  """
+  if min(shape[:2]) >> len(widths) < 1:
+    raise UsageError(
+      f"--discriminator-widths are {len(widths)} and each halves an image of"
+      f" {shape[0]}x{shape[1]}: give fewer"
+    )
   module = PatchDiscriminator(widths)
   variables = module.init(key, jnp.zeros((2, *shape)))
   return DiscriminatorNetwork(variables["params"], module)

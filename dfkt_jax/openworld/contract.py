@@ -3,7 +3,8 @@
 Real images of another kind, unlabelled, take the place of synthesised ones. The
 teacher looks at all of them once; the method selects some, and then learns from
 batches of those. Like a synthesis method it is a frozen dataclass of
-hyper-parameters with pure methods; only `select` runs on the host.
+hyper-parameters with pure methods; only `select` and `summarise` run on the
+host.
 """
 
 import dataclasses

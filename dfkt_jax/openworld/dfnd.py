@@ -41,8 +41,9 @@ class Info(NamedTuple):
   """Loss terms before weighting; agreement is of top-1 decisions."""
 
   distance: jax.Array
-  noisy_label: jax.Array
+  hard_label: jax.Array
   agreement: jax.Array
+  noisy_label: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,15 @@ class DFND:
   noise_lr: float = 1e-3  # of Adam on Q (paper)
 
   study: ClassVar[Study] = Study(
-    kd=KD(lr=0.1, weight_decay=5e-4, temperature=4.0, crop_padding=4, flip=True)
+    kd=KD(
+      steps=40_000,
+      lr=0.1,
+      weight_decay=5e-4,
+      temperature=4.0,
+      crop_padding=4,
+      flip=True,
+    ),
+    batch_size=512,
   )
 
   def select(
@@ -93,14 +102,13 @@ class DFND:
       logits, variables = net.train_logits(
         student.with_params(params), images, dropout_key
       )
-      distance = kd.distance(teacher_logits, logits)
       decisions = teacher_logits.argmax(1)
+      distilled, terms = kd.objective(teacher_logits, logits, decisions)
       adapted = jax.nn.softmax(logits) @ self.transition(noise)
       of_label = jnp.take_along_axis(adapted, decisions[:, None], axis=1)
       noisy_label = -jnp.log(of_label + 1e-12).mean()
-      agreement = (decisions == logits.argmax(1)).mean()
-      info = Info(distance, noisy_label, agreement)
-      return distance + self.noise_weight * noisy_label, (variables, info)
+      info = Info(*terms, noisy_label)
+      return distilled + self.noise_weight * noisy_label, (variables, info)
 
     gradients, (variables, info) = jax.grad(loss, (0, 1), has_aux=True)(
       student.params, state.noise

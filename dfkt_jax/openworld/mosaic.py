@@ -73,8 +73,9 @@ class MosaicKD:
   local_weight: float = 1.0
   balance_weight: float = 10.0
 
+  # 200 epochs of 50,000 images.
   study: ClassVar[Study] = Study(
-    kd=KD(lr=0.1, weight_decay=1e-4, crop_padding=4, flip=True),
+    kd=KD(steps=196_000, lr=0.1, weight_decay=1e-4, crop_padding=4, flip=True),
     batch_size=256,
     student_steps=5,
   )

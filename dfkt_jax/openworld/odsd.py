@@ -15,17 +15,19 @@ p its top probability, c the predicted class.
 
    are each brought to [0, 1] between their 1st and 99th percentile. The score
    is their mean weighted by their standard deviations over the pool: what tells
-   images apart counts. Taken are the best of each prototype, as many of each
-   class and within it of each prototype as there are, evenly filled.
+   images apart counts. Of each class as many are drawn as of any other, and
+   within it of each prototype, without replacement and with chances in
+   proportion to the score. (The best of each prototype are too much alike.)
 
 2. Denoising contrastive relational distillation. The low-noise representation
-   of image i leans towards prototypes the less the teacher is sure,
+   of image i is of the mean features and the mean prediction of its two
+   augmented views, and leans towards prototypes the less the teacher is sure,
 
      t_i = norm((1 - a_i) u_i + a_i sum_q softmax_q(u_i . m_q / tau_m) m_q),
      a_i = denoise (1 - p_i)
 
-   and the student's z = norm(W g), g its penultimate features of two augmented
-   views, agree with it against the batch's others (InfoNCE, van den Oord et al.
+   and the student's z = norm(W g), g its penultimate features of either view,
+   both agree with it against the batch's others (InfoNCE, van den Oord et al.
    2018):
 
      L_con = - mean over v, i of log softmax_j(z_i^v . t_j / tau)[j = i]
@@ -35,6 +37,8 @@ p its top probability, c the predicted class.
    of teacher with student, match the teacher's own under the Huber loss:
 
      L_rel = D(z, z; t, t) + D(t, z; t, t) + r [A(z, z; t, t) + A(t, z; t, t)]
+
+   of either view, the mean. A takes a float for every triple of the batch.
 
 With distillation from the teacher's answers to both views,
 
@@ -52,6 +56,7 @@ import optax
 from dfkt_jax import network as net
 from dfkt_jax.distillation import kd as distillation
 from dfkt_jax.distillation.kd import KD
+from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import relation
 from dfkt_jax.network import Network
 from dfkt_jax.openworld import prototypes
@@ -71,9 +76,10 @@ class Info(NamedTuple):
   """Loss terms before weighting; agreement is of top-1 decisions."""
 
   distance: jax.Array
+  hard_label: jax.Array
+  agreement: jax.Array
   contrast: jax.Array
   relation: jax.Array
-  agreement: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +116,10 @@ class ODSD:
       members = [np.flatnonzero(placement.nearest == q) for q in own]
       shares = _even(np.array([len(m) for m in members], int), share)
       for of_prototype, taken in zip(members, shares):
-        best = np.argsort(-score[of_prototype], kind="stable")[:taken]
-        chosen.append(of_prototype[best])
+        # The Gumbel-max trick: chances in proportion to the score.
+        noise = rng.gumbel(size=len(of_prototype))
+        order = np.argsort(-np.log(score[of_prototype] + 1e-6) - noise)
+        chosen.append(of_prototype[order[:taken]])
     index = np.concatenate(chosen)
     index = index[np.argsort(-score[index], kind="stable")]
     return Selection(index, score[index])
@@ -152,12 +160,19 @@ class ODSD:
     teacher: Network,
     kd: KD,
   ) -> tuple[State, Info]:
-    """One step on two views of every image."""
+    """One step on two views of every image.
+
+    Raises:
+      UsageError: the batch is too small to have relations.
+    """
+    self._check(len(images))
     *view_keys, dropout_key = jax.random.split(key, 3)
     views = jnp.concatenate([kd.augment(k, images) for k in view_keys])
     teacher_logits, taps = net.features(teacher, views)
     low_noise = self.low_noise(
-      teacher_logits, taps["penultimate"], state.prototypes
+      _view_mean(jax.nn.softmax(teacher_logits)),
+      _view_mean(taps["penultimate"]),
+      state.prototypes,
     )
     student = state.learner.student
 
@@ -165,27 +180,17 @@ class ODSD:
       logits, taps, variables = net.train_features(
         student.with_params(params), views, dropout_key
       )
-      distance = kd.distance(teacher_logits, logits)
+      distilled, terms = kd.objective(
+        teacher_logits, logits, teacher_logits.argmax(1)
+      )
       z = relation.normalise(taps["penultimate"] @ projection)
-      contrast = structure = jnp.float32(0.0)
-      if self.contrast_weight:
-        pairs = zip(jnp.split(z, 2), jnp.split(low_noise, 2))
-        contrast = jnp.stack(
-          [
-            relation.info_nce(*pair, self.contrast_temperature)
-            for pair in pairs
-          ]
-        ).mean()
-      if self.relation_weight:
-        structure = self._structure(z[: len(images)], low_noise[: len(images)])
-      agreement = (teacher_logits.argmax(1) == logits.argmax(1)).mean()
+      contrast, structure = self._relations(jnp.split(z, 2), low_noise)
       total = (
-        distance
+        distilled
         + self.contrast_weight * contrast
         + self.relation_weight * structure
       )
-      info = Info(distance, contrast, structure, agreement)
-      return total, (variables, info)
+      return total, (variables, Info(*terms, contrast, structure))
 
     gradients, (variables, info) = jax.grad(loss, (0, 1), has_aux=True)(
       student.params, state.projection
@@ -201,14 +206,25 @@ class ODSD:
     return state.learner.student
 
   def low_noise(
-    self, logits: jax.Array, features: jax.Array, directions: jax.Array
+    self, probabilities: jax.Array, features: jax.Array, directions: jax.Array
   ) -> jax.Array:
     """t, f32[batch, width] of length 1."""
     u = relation.normalise(features)
     nearness = jax.nn.softmax(u @ directions.T / self.prototype_temperature)
-    doubt = 1.0 - jax.nn.softmax(logits).max(1, keepdims=True)
+    doubt = 1.0 - probabilities.max(1, keepdims=True)
     share = self.denoise * doubt
     return relation.normalise((1.0 - share) * u + share * nearness @ directions)
+
+  def _relations(self, views, t):
+    """L_con and L_rel; what is switched off is 0 and costs nothing."""
+    contrast = structure = jnp.float32(0.0)
+    for z in views:
+      if self.contrast_weight:
+        of_view = relation.info_nce(z, t, self.contrast_temperature)
+        contrast += of_view / len(views)
+      if self.relation_weight:
+        structure += self._structure(z, t) / len(views)
+    return contrast, structure
 
   def _structure(self, z, t):
     match = lambda of, x, y: relation.huber(of(x, y), of(t, t))
@@ -217,6 +233,18 @@ class ODSD:
     )
     angles = match(relation.angles, z, z) + match(relation.angles, t, z)
     return distances + self.angle_ratio * angles
+
+  def _check(self, batch_size):
+    if batch_size < 3 and (self.contrast_weight or self.relation_weight):
+      raise UsageError(
+        f"--batch-size is {batch_size} and odsd relates the images of a batch"
+        " to each other: give 3 or more, or --contrast-weight 0"
+        " --relation-weight 0"
+      )
+
+
+def _view_mean(x):
+  return jnp.stack(jnp.split(x, 2)).mean(0)
 
 
 def adaptive_score(

@@ -47,19 +47,19 @@ def find(
 
   among = np.arange(len(scores)) if among is None else among
   samples, spreads = {}, {}
+  # Features of one class at a time are in memory.
   for label in np.unique(scores.decision[among]):
     members = among[scores.decision[among] == label]
     if len(members) > SAMPLE:
       members = rng.choice(members, SAMPLE, replace=False)
-    members = np.sort(members)
-    u = _directions(scores.features[members])
-    weights = np.square(scores.confidence[members])
+    samples[label] = np.sort(members)
+    u, weights = _weighted(scores, samples[label])
     centre = _normalise(weights @ u)
     spreads[label] = float((1.0 - u @ centre).mean())
-    samples[label] = u, weights
   mean_spread = max(float(np.mean(list(spreads.values()))), 1e-12)
   directions, classes = [], []
-  for label, (u, weights) in samples.items():
+  for label, members in samples.items():
+    u, weights = _weighted(scores, members)
     wanted = round(per_class * spreads[label] / mean_spread)
     count = min(max(wanted, 1), 2 * per_class, len(np.unique(u, axis=0)))
     means = KMeans(
@@ -82,12 +82,20 @@ def place(scores: Scores, prototypes: Prototypes) -> Placement:
   distance = np.empty(len(scores), np.float32)
   for start in range(0, len(scores), _CHUNK):
     piece = slice(start, start + _CHUNK)
-    cosine = _directions(scores.features[piece]) @ prototypes.directions.T
-    own = scores.decision[piece, None] == prototypes.classes[None]
-    cosine = np.where(own, cosine, -np.inf)
-    nearest[piece] = cosine.argmax(1)
-    distance[piece] = 1.0 - cosine.max(1)
+    u = _directions(scores.features[piece])
+    decision = scores.decision[piece]
+    for label in np.unique(decision):
+      rows = np.flatnonzero(decision == label)
+      own = np.flatnonzero(prototypes.classes == label)
+      cosine = u[rows] @ prototypes.directions[own].T
+      nearest[start + rows] = own[cosine.argmax(1)]
+      distance[start + rows] = 1.0 - cosine.max(1)
   return Placement(nearest, distance)
+
+
+def _weighted(scores, members):
+  weights = np.square(scores.confidence[members])
+  return _directions(scores.features[members]), weights
 
 
 def _directions(features):

@@ -1,8 +1,9 @@
 """Which images of a pool a student learns from: a CSV file, one image a row.
 
 Columns: `index` and `name` in the pool, `class` and `confidence` as the teacher
-sees it, and `score`, by which the method ranks, the best first. A selection can
-be read, thinned out, sorted, and given to another run.
+sees it, `score`, by which the method ranks, the best first, and `pool`, the
+digest of the pool that `index` counts in. A selection can be read, thinned out,
+sorted, and given to another run.
 """
 
 import csv
@@ -16,7 +17,7 @@ from dfkt_jax import files
 from dfkt_jax.data.pool import ImagePool
 from dfkt_jax.errors import UsageError
 
-COLUMNS = ("index", "name", "class", "confidence", "score")
+COLUMNS = ("index", "name", "class", "confidence", "score", "pool")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,8 @@ def write(
   table.writerow(COLUMNS)
   names = pool.names.take(selection.index)
   for i, name, score in zip(selection.index, names, selection.score):
-    row = (i, name, decision[i], f"{confidence[i]:.4f}", f"{score:.6g}")
-    table.writerow(row)
+    seen = decision[i], f"{confidence[i]:.4f}"
+    table.writerow((i, name, *seen, f"{score:.6g}", _digest(pool)))
   files.write_atomic(path, text.getvalue().encode())
 
 
@@ -49,28 +50,47 @@ def read(path: Path, pool: ImagePool) -> Selection:
   """A selection from this pool.
 
   Raises:
-    UsageError: it cannot be read, or names other images than the pool has.
+    UsageError: it cannot be read, is of another pool, or names an image twice
+      or one that the pool has not.
   """
   try:
-    rows = list(csv.DictReader(path.read_text().splitlines()))
+    with open(path, newline="", encoding="utf-8") as file:
+      rows = list(csv.DictReader(file))
     index = np.array([int(row["index"]) for row in rows], np.int64)
     score = np.array([float(row["score"]) for row in rows], np.float32)
-    names = [row["name"] for row in rows]
+    pools = {row["pool"] for row in rows}
   except OSError as error:
     raise files.unreadable(path, error) from error
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
     raise UsageError(
-      f"--selection {path} is no table with the columns {', '.join(COLUMNS)}"
-      f" ({error}): give the selection.csv of a workdir"
+      f"{path} is no table with the columns {', '.join(COLUMNS)} ({error}):"
+      " give the selection.csv of a workdir"
     ) from error
   if not len(index):
-    raise UsageError(f"--selection {path} names no image: give one that does")
-  inside = (index >= 0) & (index < len(pool))
-  found = pool.names.take(np.where(inside, index, 0))
-  for i, there, name, fits in zip(index, found, names, inside):
-    if not fits or there != name:
-      raise UsageError(
-        f"--selection {path} names image {i} {name} and {pool.text} has"
-        f" {there if fits else 'nothing'} there: give the pool it was made from"
-      )
+    raise UsageError(f"{path} names no image: give a selection that does")
+  if pools != {_digest(pool)}:
+    raise UsageError(
+      f"{path} is of the pool {', '.join(sorted(map(str, pools)))} and"
+      f" {pool.text} is {_digest(pool)}: give the pool it was made from, as it"
+      " was then"
+    )
+  _check(path, index, score, pool)
   return Selection(index, score)
+
+
+def _check(path, index, score, pool):
+  outside = index[(index < 0) | (index >= len(pool))]
+  numbers, counts = np.unique(index, return_counts=True)
+  if len(outside):
+    wrong = f"image {outside[0]}, and {pool.text} has {len(pool)}"
+  elif counts.max() > 1:
+    wrong = f"image {numbers[counts.argmax()]} more than once"
+  elif not np.isfinite(score).all():
+    wrong = f"a score of {score[~np.isfinite(score)][0]}"
+  else:
+    return
+  raise UsageError(f"{path} has {wrong}: take that row out")
+
+
+def _digest(pool):
+  return pool.fingerprint[:16]

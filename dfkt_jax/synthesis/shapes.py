@@ -11,7 +11,7 @@ ours, chosen on Fashion-MNIST.
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax import parallel
+from dfkt_jax.augment import smooth_noise
 
 MIRRORED = 0.7  # share of images
 CENTRED = 0.7  # share of images
@@ -49,29 +49,3 @@ def shaded_shapes(
     + level
   )
   return jax.nn.sigmoid(sharpness * outline) * jax.nn.sigmoid(shading)
-
-
-def smooth_noise(
-  key: jax.Array, count: int, size: list[int], cells: tuple[int, ...]
-) -> jax.Array:
-  """f32[count, height, width, 1]: unit Gaussians on a grid, cubic in between.
-
-  Each image has so many rows and columns of its own, drawn from `cells`.
-  """
-  keys = jax.random.split(key, 3)
-  noise = jax.random.normal(keys[0], (count, max(cells), max(cells)))
-  rows, columns = (
-    _cubic(n, cells)[jax.random.randint(k, (count,), 0, len(cells))]
-    for k, n in zip(keys[1:], size)
-  )
-  noise = parallel.split(noise)
-  return jnp.einsum("nhi,nij,nwj->nhw", rows, noise, columns)[..., None]
-
-
-def _cubic(size, cells):
-  """f32[len(cells), size, max(cells)]: interpolates from so many points."""
-  matrices = [jax.image.resize(jnp.eye(c), (size, c), "cubic") for c in cells]
-  widest = max(cells)
-  return jnp.stack(
-    [jnp.pad(m, ((0, 0), (0, widest - m.shape[1]))) for m in matrices]
-  )

@@ -21,8 +21,10 @@ of `target_fitting`.
 
 `layer` is a linear layer or a convolution with one output a channel. By default
 it is the one before the last; where that has a map for an output (ResNets), h
-stands for the rectified, pooled features that the last layer is given, and R is
-of the convolution's weights averaged over its window.
+stands for the rectified, pooled features that the last layer is given, R is of
+the convolution's weights averaged over its window, and the moments of a pixel
+behind its BatchNorm, before the shortcut is added and pixels are pooled, have
+to do for those of h.
 """
 
 import dataclasses
@@ -32,12 +34,12 @@ import jax
 import jax.numpy as jnp
 
 from dfkt_jax import parallel, tails
-from dfkt_jax.distillation.kd import KD
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
 from dfkt_jax.network import Network
 from dfkt_jax.synthesis.contract import Batch
 from dfkt_jax.synthesis.target_fitting import Info, State, TargetFitting
+from dfkt_jax.synthesis.zskd import ZSKD
 
 
 class Gaussian(NamedTuple):
@@ -65,27 +67,7 @@ class SoftTarget:
   fitting: TargetFitting = TargetFitting(activation_weight=0.05)
 
   # The set and the student's side are ZSKD's.
-  transfer: ClassVar[Transfer] = Transfer(
-    kd=KD(
-      steps=187_500,
-      optimizer="adam",
-      lr=1e-3,
-      weight_decay=0.0,
-      temperature=20.0,
-      target="stored",
-      crop_padding=3,
-      flip=True,
-      rotation=90.0,
-      shrink=0.4,
-      noise=0.1,
-      salt_and_pepper=0.05,
-    ),
-    batch_size=64,
-    synthesis_steps=1500,
-    student_steps=375,
-    pool_size=24_000,
-    offline=True,
-  )
+  transfer: ClassVar[Transfer] = ZSKD.transfer
 
   def init(
     self, key: jax.Array, teacher: Network, student: Network | None
@@ -160,22 +142,22 @@ class SoftTarget:
   def _layers(self, teacher):
     """The layer of h, and the last."""
     linear = [layer for layer in tails.layers(teacher) if not layer.is_norm]
-    head = linear[-1]
-    if not self.layer:
-      if len(linear) < 2:
-        raise UsageError(
-          "soft-target needs a layer before the last and this teacher has one"
-          " layer: use another method"
-        )
-      return linear[-2], head
-    named = {".".join(layer.path): layer for layer in linear}
-    fitting = [name for name, layer in named.items() if layer.is_vector]
-    if self.layer not in fitting:
+    if len(linear) < 2:
+      raise UsageError(
+        "soft-target needs a layer before the last and this teacher has one"
+        " layer: use another method"
+      )
+    fitting = {
+      ".".join(layer.path): layer
+      for layer in linear
+      if layer.is_vector or layer == linear[-2]
+    }
+    if self.layer and self.layer not in fitting:
       raise UsageError(
         f"--layer is {self.layer!r}: expected one with a single output a"
         f" channel, {', '.join(fitting)}"
       )
-    return named[self.layer], head
+    return fitting[self.layer] if self.layer else linear[-2], linear[-1]
 
 
 def incoming_correlation(teacher: Network, layer: tails.Layer) -> jax.Array:

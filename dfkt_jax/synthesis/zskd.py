@@ -87,13 +87,15 @@ class ZSKD:
 
   def soft_labels(self, key: jax.Array, teacher: Network) -> jax.Array:
     """f32[synthesis_batch_size, classes]: t log y, logits at temperature t."""
-    class_key, draw_key = jax.random.split(key)
+    class_key, beta_key, draw_key = jax.random.split(key, 3)
     similarity = class_similarity(teacher)
     classes = targets.balanced(
       class_key, self.synthesis_batch_size, len(similarity)
     )
     # Classes come in random order, so each beta meets all of them.
-    which = jnp.arange(len(classes)) % len(self.betas)
+    # The first of them is random, for batches smaller than there are betas.
+    first = jax.random.randint(beta_key, (), 0, len(self.betas))
+    which = (first + jnp.arange(len(classes))) % len(self.betas)
     beta = jnp.asarray(self.betas)[which]
     concentration = beta[:, None] * similarity[classes] + 1e-4
     # log y of a Dirichlet, without the underflow of y itself.
@@ -103,8 +105,10 @@ class ZSKD:
 
 def class_similarity(teacher: Network) -> jax.Array:
   """C, f32[classes, classes] in [0, 1], from the last linear layer."""
-  head = tails.layers(teacher)[-1]
+  head = [layer for layer in tails.layers(teacher) if not layer.is_norm][-1]
   weights = tails.kernel(teacher, head)
-  weights = weights / jnp.linalg.norm(weights, axis=0, keepdims=True)
+  norms = jnp.linalg.norm(weights, axis=0, keepdims=True)
+  weights = weights / jnp.maximum(norms, 1e-12)
   cosine = weights.T @ weights
-  return (cosine - cosine.min()) / (cosine.max() - cosine.min())
+  spread = jnp.maximum(cosine.max() - cosine.min(), 1e-12)
+  return (cosine - cosine.min()) / spread

@@ -49,7 +49,8 @@ class Card:
     source_sha256: of the imported file.
     licence: of the imported file, as published.
     parameters: trainable scalars.
-    weights_sha256: of `weights.safetensors`; identifies the network.
+    weights_sha256: of `weights.safetensors`; with `arch` and `input` it says
+      what the network answers.
     created_by: this library and its version.
     extras: what PyTorch's file holds and a Network does not, see `convert`.
   """

@@ -1,7 +1,9 @@
 """`dfkt distill` with a pool, as a user types it."""
 
 import csv
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from dfkt_jax import cli, data, parallel, teachers
 from dfkt_jax import network as net
 from dfkt_jax.data.pool import open_pool
 from dfkt_jax.openworld import scoring
+from dfkt_jax.openworld.dfnd import DFND
 from tests.networks import tiny
 
 SMALL = ["--steps", "4", "--student-steps", "2", "--batch-size", "8"]
@@ -91,12 +94,15 @@ def test_the_teacher_looks_at_a_pool_once(inputs, tmp_path, monkeypatch):
   assert not looks
 
 
-def test_scores_are_the_teachers(inputs, tmp_path):
-  teacher, card = teachers.load(inputs / "t")
-  pool = open_pool(f"npz:{inputs / 'pool.npz'}", (8, 8, 1), tmp_path)
+def look(inputs, pool, card=None):
+  teacher, own = teachers.load(inputs / "t")
   mesh = parallel.make_mesh(8)
-  replicated = parallel.replicate(teacher, mesh)
-  scores = scoring.score(pool, replicated, card.weights_sha256, mesh)
+  return scoring.score(pool, teacher, card or own, mesh), teacher
+
+
+def test_scores_are_the_teachers(inputs, tmp_path):
+  pool = open_pool(f"npz:{inputs / 'pool.npz'}", (8, 8, 1), tmp_path)
+  scores, teacher = look(inputs, pool)
   images = pool.images[:].astype(np.float32) / 255
   logits, taps = net.features(teacher, images)
   p = np.asarray(jax.nn.softmax(logits))
@@ -109,6 +115,62 @@ def test_scores_are_the_teachers(inputs, tmp_path):
   )
 
 
+def test_scores_of_another_input_or_architecture_are_not_taken(
+  inputs, tmp_path
+):
+  pool = open_pool(f"npz:{inputs / 'pool.npz'}", (8, 8, 1), tmp_path)
+  one, teacher = look(inputs, pool)
+  mesh = parallel.make_mesh(1)
+  card = teachers.load(inputs / "t")[1]
+  spec = dataclasses.replace(teacher.spec, mean=(0.9,))
+  other = dataclasses.replace(teacher, spec=spec)
+  again = scoring.score(pool, other, card, mesh)
+  assert np.abs(again.confidence - one.confidence).max() > 1e-3
+  renamed = dataclasses.replace(card, arch="another")
+  scoring.score(pool, teacher, renamed, mesh)
+  assert len(list(pool.cache.glob("teacher-*"))) == 3
+
+
+def test_a_damaged_part_is_scored_again(inputs, tmp_path):
+  pool = open_pool(f"npz:{inputs / 'pool.npz'}", (8, 8, 1), tmp_path)
+  one, _ = look(inputs, pool)
+  for name in ("00000.scores.npy", "00000.features.npy"):
+    (path,) = pool.cache.glob(f"teacher-*/{name}")
+    path.write_bytes(path.read_bytes()[:70])
+    again, _ = look(inputs, pool)
+    np.testing.assert_array_equal(again.confidence, one.confidence)
+
+
+def test_a_run_keeps_its_selection_and_notices_another_pool(
+  inputs, tmp_path, monkeypatch, capsys
+):
+  pool = tmp_path / "p.npz"
+  shutil.copy(inputs / "pool.npz", pool)
+  workdir = tmp_path / "w"
+  flags = ["--pool", f"npz:{pool}"]
+  distill(inputs, "dfnd", workdir, *flags)
+  first = (workdir / "selection.csv").read_bytes()
+  # As if it had been killed before its end.
+  (workdir / "result.json").unlink()
+  monkeypatch.setattr(DFND, "select", None)
+  distill(inputs, "dfnd", workdir, *flags)
+  (workdir / "result.json").unlink()
+  np.savez(pool, images=np.load(pool)["images"][::-1])
+  with pytest.raises(SystemExit):
+    distill(inputs, "dfnd", workdir, *flags)
+  assert "give the pool it was made from" in capsys.readouterr().err
+  assert (workdir / "selection.csv").read_bytes() == first
+
+
+def test_a_finished_run_needs_no_pool(inputs, tmp_path):
+  pool = tmp_path / "p.npz"
+  shutil.copy(inputs / "pool.npz", pool)
+  flags = ["--pool", f"npz:{pool}"]
+  result = distill(inputs, "random", tmp_path / "w", *flags)
+  pool.unlink()
+  assert distill(inputs, "random", tmp_path / "w", *flags) == result
+
+
 @pytest.mark.parametrize(
   ("flags", "parts"),
   [
@@ -116,6 +178,8 @@ def test_scores_are_the_teachers(inputs, tmp_path):
     (["--num-images", "0"], ["--num-images is 0"]),
     (["--pool", "folder:/no/such"], ["/no/such is not a folder"]),
     (["--selection", "/no/such.csv"], ["/no/such.csv cannot be read"]),
+    (["--target", "stored"], ["--target stored", "use --target teacher"]),
+    (["--mix", "3"], ["--mix is 3.0: it is a share, give 0 to 1"]),
   ],
 )
 def test_what_cannot_be_is_refused(inputs, tmp_path, capsys, flags, parts):

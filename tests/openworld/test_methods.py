@@ -10,7 +10,9 @@ import pytest
 
 from dfkt_jax import network as net
 from dfkt_jax import parallel
+from dfkt_jax.data.stream import put
 from dfkt_jax.distillation.kd import KD
+from dfkt_jax.errors import UsageError
 from dfkt_jax.loops import Loops
 from dfkt_jax.losses import relation
 from dfkt_jax.openworld import round as rounds
@@ -57,7 +59,7 @@ def run(name, count, rolled=False, devices=1):
     each = rounds.batches_per_round(method, STUDY)
     infos = []
     for index in range(count):
-      batches = parallel.put_batch(PIXELS[index][:each], mesh, axis=1)
+      batches = put(PIXELS[index][:each], mesh, axis=1)
       state, info = step(state, index, KEY, teacher, batches)
       infos.append(jax.device_get(info))
   return state, infos
@@ -114,13 +116,88 @@ def test_odsd_leans_on_prototypes_where_the_teacher_doubts():
   method = ODSD(denoise=0.8, prototype_temperature=0.05)
   features = jax.random.normal(KEY, (2, 8))
   logits = jnp.array([[40.0] + [0.0] * 9, [0.0] * 10])
-  t = method.low_noise(logits, features, jnp.asarray(DIRECTIONS))
+  t = method.low_noise(
+    jax.nn.softmax(logits), features, jnp.asarray(DIRECTIONS)
+  )
   u = np.asarray(relation.normalise(features))
   np.testing.assert_allclose(t[0], u[0], atol=1e-5)
   odds = np.exp(u[1] @ DIRECTIONS.T / 0.05)
   share = 0.8 * 0.9
   mixed = (1 - share) * u[1] + share * (odds / odds.sum()) @ DIRECTIONS
   np.testing.assert_allclose(t[1], mixed / np.linalg.norm(mixed), atol=1e-4)
+
+
+def odsd_step(method, images, kd):
+  teacher, student = tiny(), tiny(1)
+  state = method.init(KEY, teacher, student, kd, DIRECTIONS)
+  step = jax.jit(method.step, static_argnums=4)
+  return state, *step(KEY, state, images, teacher, kd)
+
+
+def test_odsds_terms_are_the_equations():
+  kd = KD(steps=12, lr=0.02, temperature=2.0, hard_label_weight=0.3)
+  images = jax.random.uniform(KEY, (6, 8, 8, 1))
+  # Nothing is augmented, so both views are the image.
+  method = ODSD(denoise=0.8)
+  state, _, info = odsd_step(method, images, kd)
+  views = jnp.concatenate([images, images])
+  logits, taps = net.features(tiny(), images)
+  t = method.low_noise(
+    jax.nn.softmax(logits), taps["penultimate"], jnp.asarray(DIRECTIONS)
+  )
+  _, taps, _ = net.train_features(tiny(1), views, KEY)
+  z = relation.normalise(taps["penultimate"] @ state.projection)[:6]
+  similarity = np.asarray(z @ t.T, np.float64) / 0.1
+  own = np.exp(similarity.diagonal()) / np.exp(similarity).sum(1)
+  assert info.contrast == pytest.approx(-np.log(own).mean(), rel=1e-3)
+  structure = sum(
+    weight * relation.huber(of(x, z), of(t, t))
+    for weight, of in ((1.0, relation.distances), (2.0, relation.angles))
+    for x in (z, t)
+  )
+  assert info.relation == pytest.approx(float(structure), rel=1e-3)
+
+
+def test_odsd_learns_from_what_two_views_have_in_common():
+  kd = KD(steps=12, lr=0.02, noise=0.5)
+  images = jax.random.uniform(KEY, (6, 8, 8, 1))
+  method = ODSD()
+  seen = []
+
+  class Spy(ODSD):
+    def low_noise(self, probabilities, features, directions):
+      seen.append((probabilities, features))
+      return super().low_noise(probabilities, features, directions)
+
+  teacher = tiny()
+  state = method.init(KEY, teacher, tiny(1), kd, DIRECTIONS)
+  Spy().step(KEY, state, images, teacher, kd)
+  *view_keys, _ = jax.random.split(KEY, 3)
+  answers = [net.features(teacher, kd.augment(k, images)) for k in view_keys]
+  features = sum(taps["penultimate"] for _, taps in answers) / 2
+  p = sum(jax.nn.softmax(logits) for logits, _ in answers) / 2
+  np.testing.assert_allclose(seen[0][0], p, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(seen[0][1], features, rtol=1e-4, atol=1e-6)
+
+
+def test_odsd_needs_images_to_relate():
+  with pytest.raises(UsageError, match="--batch-size is 2 and odsd relates"):
+    odsd_step(ODSD(), jnp.zeros((2, 8, 8, 1)), STUDY.kd)
+
+
+@pytest.mark.parametrize("name", ["random", "dfnd", "odsd"])
+def test_hard_labels_weigh_in(name):
+  method = METHODS[name]
+  images = jax.random.uniform(KEY, (6, 8, 8, 1))
+  students = []
+  for weight in (0.0, 3.0):
+    kd = dataclasses.replace(STUDY.kd, hard_label_weight=weight)
+    state = method.init(KEY, tiny(), tiny(1), kd, DIRECTIONS)
+    step = jax.jit(method.step, static_argnums=4)
+    state, info = step(KEY, state, images, tiny(), kd)
+    assert info.hard_label > 0.0
+    students.append(jax.tree.leaves(method.student(state).params))
+  assert any((a != b).any() for a, b in zip(*students))
 
 
 def test_odsds_terms_can_be_switched_off():

@@ -91,6 +91,20 @@ def test_odsd_is_balanced_as_far_as_a_class_goes(scores):
   assert abs(int(groups[0]) - int(groups[1])) <= 15
 
 
+def test_odsd_draws_what_scores_higher_more_often(scores):
+  found = prototypes.find(rng(), scores, 5)
+  placement = prototypes.place(scores, found)
+  score = odsd.adaptive_score(scores.confidence, placement)
+  drawn = np.zeros(COUNT)
+  for seed in range(200):
+    chosen = ODSD().select(np.random.default_rng(seed), scores, 60)
+    drawn[chosen.index] += 1
+  of_one = scores.decision == 1
+  assert np.corrcoef(drawn[of_one], score[of_one])[0, 1] > 0.7
+  # Chances, no ranking: all but the worst are drawn at some time.
+  assert (drawn[of_one] > 0).mean() > 0.8
+
+
 def test_everything_can_be_chosen(scores):
   assert len(ODSD().select(rng(), scores, COUNT).index) == COUNT
 
@@ -123,7 +137,7 @@ def pool(tmp_path):
   (tmp_path / "0.txt").write_text("a, b.png\nc.png\nd.png\ne.png")
   images = Parts([tmp_path / "0.npy"])
   names = Names([tmp_path / "0.txt"], [4])
-  return ImagePool("zip:pool.zip", images, names, 0, tmp_path)
+  return ImagePool("zip:pool.zip", images, names, 0, tmp_path, "ab" * 32)
 
 
 def test_a_selection_is_read_back(tmp_path, pool):
@@ -131,9 +145,9 @@ def test_a_selection_is_read_back(tmp_path, pool):
   chosen = Selection(np.array([2, 0]), np.array([0.9, 0.1], np.float32))
   selection.write(path, chosen, pool, np.arange(4), np.full(4, 0.5))
   assert path.read_text().splitlines() == [
-    "index,name,class,confidence,score",
-    "2,d.png,2,0.5000,0.9",
-    '0,"a, b.png",0,0.5000,0.1',
+    "index,name,class,confidence,score,pool",
+    "2,d.png,2,0.5000,0.9,abababababababab",
+    '0,"a, b.png",0,0.5000,0.1,abababababababab',
   ]
   again = selection.read(path, pool)
   np.testing.assert_array_equal(again.index, [2, 0])
@@ -143,15 +157,34 @@ def test_a_selection_is_read_back(tmp_path, pool):
 @pytest.mark.parametrize(
   ("text", "part"),
   [
-    ("index,name,score\n1,d.png,1", "has c.png there"),
-    ("index,name,score\n9,d.png,1", "has nothing there"),
-    ("number,file\n1,d.png", "no table with the columns"),
-    ("index,name,score\nx,d.png,1", "no table with the columns"),
-    ("index,name,score\n", "names no image"),
+    ("1,0.5,ffffffffffffffff", "is of the pool ffffffffffffffff and"),
+    (f"9,0.5,{'ab' * 8}", "has image 9, and zip:pool.zip has 4: take"),
+    (f"1,0.5,{'ab' * 8}\n1,0.4,{'ab' * 8}", "has image 1 more than once"),
+    (f"1,nan,{'ab' * 8}", "has a score of nan"),
+    (f"x,0.5,{'ab' * 8}", "no table with the columns"),
+    (f"{10**20},0.5,{'ab' * 8}", "no table with the columns"),
+    (f"1,0.5,{'ab' * 70_000}", "no table with the columns"),
+    ("", "names no image"),
   ],
 )
 def test_a_selection_of_something_else_is_refused(tmp_path, pool, text, part):
   path = tmp_path / "selection.csv"
-  path.write_text(text)
+  path.write_text("index,score,pool\n" + text)
   with pytest.raises(UsageError, match=part):
     selection.read(path, pool)
+
+
+def test_names_with_line_ends_are_read_back(tmp_path):
+  names = ["a\u2028b.png", "c\x0bd.png", 'e"f.png', "g\x85h.png"]
+  save(tmp_path / "0.npy", np.zeros((4, 2, 2, 1), np.uint8))
+
+  class InMemory:
+    def take(self, index):
+      return [names[i] for i in index]
+
+  images = Parts([tmp_path / "0.npy"])
+  pool = ImagePool("folder:x", images, InMemory(), 0, tmp_path, "cd" * 32)  # type: ignore
+  path = tmp_path / "selection.csv"
+  chosen = Selection(np.arange(4), np.ones(4, np.float32))
+  selection.write(path, chosen, pool, np.arange(4), np.ones(4))
+  np.testing.assert_array_equal(selection.read(path, pool).index, np.arange(4))

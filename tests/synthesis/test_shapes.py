@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from dfkt_jax import augment
 from dfkt_jax.synthesis import shapes
 
 KEY = jax.random.key(2)
@@ -26,9 +27,9 @@ def test_shapes_are_smooth_differ_and_have_black_around(shape):
 
 def test_noise_has_unit_gaussians_at_its_grid():
   # As many cells as pixels: nothing is interpolated.
-  x = np.asarray(shapes.smooth_noise(KEY, 500, [8, 8], (8,)))
+  x = np.asarray(augment.smooth_noise(KEY, 500, [8, 8], (8,)))
   assert x.mean() == pytest.approx(0.0, abs=0.02)
   assert x.std() == pytest.approx(1.0, abs=0.02)
   rough = np.abs(np.diff(x, axis=2)).mean()
-  smooth = np.asarray(shapes.smooth_noise(KEY, 500, [8, 8], (2,)))
+  smooth = np.asarray(augment.smooth_noise(KEY, 500, [8, 8], (2,)))
   assert np.abs(np.diff(smooth, axis=2)).mean() < 0.4 * rough
