@@ -280,7 +280,6 @@ def _report(args: list[str]) -> None:
 def _run(args: list[str]) -> None:
   from dfkt_jax.commands import experiments
   from dfkt_jax.commands.show import show_names, show_result
-  from dfkt_jax.driver import RunOptions
 
   if not args or args[0].startswith("-"):
     raise UsageError(
@@ -292,8 +291,9 @@ def _run(args: list[str]) -> None:
     found = experiments.find(experiments.split(text)[0])
     show_names({name: type(value).__name__ for name, value in found.items()})
     return
-  options = _parse(RunOptions, f"run {text}", rest)
-  show_result(experiments.run(text, options), options.workdir)
+  command = _parse(experiments.RunExperiment, f"run {text}", rest)
+  result = experiments.run(text, command.options, command.seed)
+  show_result(result, command.options.workdir)
 
 
 @dataclasses.dataclass(frozen=True)

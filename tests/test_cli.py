@@ -238,6 +238,9 @@ noise = Distill(Noise(), recipe, Path("{teacher}"), "convnet-half")
   assert "noise" in capsys.readouterr().out
   run("run", f"{file}:noise", "--workdir", tmp_path / "w")
   assert (tmp_path / "w" / "result.json").exists()
+  run("run", f"{file}:noise", "--workdir", tmp_path / "s", "--seed", "3")
+  result = json.loads((tmp_path / "s" / "result.json").read_text())
+  assert result["seed"] == 3
   error = refused(capsys, 2, "run", f"{file}:loud", "--workdir", tmp_path / "v")
   assert "expected one of noise" in error
 

@@ -4,6 +4,7 @@ An experiment is anything with `run(options: RunOptions) -> dict`: a Distill, a
 Synthesize, a TrainTeacher, or a dataclass of one's own.
 """
 
+import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -48,8 +49,20 @@ def split(text: str) -> tuple[str, str | None]:
   return (module, name) if colon else (text, None)
 
 
-def run(text: str, options: RunOptions) -> dict:
-  """Runs MODULE:NAME; NAME may be left out where there is just one."""
+@dataclasses.dataclass(frozen=True)
+class RunExperiment:
+  """Runs a named experiment; the workdir says which and with what seed."""
+
+  options: RunOptions
+  seed: int | None = None  # in place of the experiment's own
+
+
+def run(text: str, options: RunOptions, seed: int | None = None) -> dict:
+  """Runs MODULE:NAME; NAME may be left out where there is just one.
+
+  Raises:
+    UsageError: there is no such experiment, or it has no seed to replace.
+  """
   module, name = split(text)
   found = find(module)
   if name is None:
@@ -63,4 +76,14 @@ def run(text: str, options: RunOptions) -> dict:
     raise UsageError(
       f"{module} has no experiment {name!r}: expected one of {', '.join(found)}"
     )
-  return found[name].run(options)
+  experiment = found[name]
+  if seed is not None:
+    if not dataclasses.is_dataclass(experiment) or not hasattr(
+      experiment, "seed"
+    ):
+      raise UsageError(
+        f"--seed is {seed} and {text} is no dataclass with a seed: leave the"
+        " flag out"
+      )
+    experiment = dataclasses.replace(experiment, seed=seed)  # type: ignore
+  return experiment.run(options)
