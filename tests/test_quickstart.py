@@ -3,12 +3,15 @@
 import json
 import os
 from pathlib import Path
+import string
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dfkt_jax import data, evaluate, teachers
+from dfkt_jax.data import fonts
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +97,61 @@ def test_deep_inversion_teaches_a_student(place, tmp_path):
   )
   noise = result(place / "noise")["accuracy_last"]
   assert result(tmp_path / "w")["accuracy_last"] > max(0.85, noise)
+
+
+PLAIN = [  # How a student learns: steadily, with crops alone.
+  *("--student", "convnet-half", "--eval-dataset", "digits/test"),
+  *("--steps", 800, "--student-steps", 100, "--batch-size", 128),
+  *("--optimizer", "adam", "--lr", 2e-3, "--weight-decay", 0),
+  *("--temperature", 4, "--crop-padding", 1, "--flip", "False"),
+]
+FROM_SHAPES = [
+  *("--rotation", 0, "--shrink", 0, "--noise", 0, "--mix", 0),
+  *("--salt-and-pepper", 0, "--synthesis-batch-size", 200),
+  *("--pool-size", 2000, "--offline", True, "--synthesis-steps", 30),
+  *("--start", "shapes", "--candidates", 20, "--image-lr", 0.05),
+  *("--target-temperature", 4, "--tv-weight", 0.02, "--sum-weight", 0.005),
+]
+
+
+@pytest.fixture(scope="module")
+def on_noise(place) -> float:
+  """Accuracy of a student that learns from noise, everything else the same."""
+  workdir = place / "plain-noise"
+  teacher = place / "teacher" / "network"
+  dfkt("distill", "noise", *PLAIN, "--teacher", teacher, "--workdir", workdir)
+  return result(workdir)["accuracy_last"]
+
+
+@pytest.mark.parametrize(
+  "method", [("soft-target", "--sigma", 4), ("zskd",)], ids=lambda m: m[0]
+)
+def test_soft_labels_teach_a_student(place, tmp_path, on_noise, method):
+  teacher = place / "teacher" / "network"
+  words = [*method, *PLAIN, *FROM_SHAPES, "--teacher", teacher]
+  dfkt("distill", *words, "--workdir", tmp_path / "w")
+  accuracy = result(tmp_path / "w")["accuracy_last"]
+  assert accuracy > max(0.3, on_noise + 0.05)
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory) -> Path:
+  """Of the digits' size and colours, and no digit among them."""
+  place = tmp_path_factory.mktemp("pool") / "letters.npz"
+  rng = np.random.default_rng(0)
+  np.savez(place, images=fonts.render(rng, string.ascii_letters, 40))
+  return place
+
+
+@pytest.mark.parametrize("method", ["random", "dfnd", "odsd", "mosaic-kd"])
+def test_letters_teach_digits(place, tmp_path, on_noise, letters, method):
+  small = []
+  if method == "mosaic-kd":
+    small = ["--generator-widths", 64, 64, 32]
+    small += ["--discriminator-widths", 32, 64]
+  dfkt(
+    *("distill", method, *PLAIN, "--teacher", place / "teacher" / "network"),
+    *("--pool", f"npz:{letters}", "--num-images", 1000, *small),
+    *("--pool-cache", tmp_path / "cache", "--workdir", tmp_path / "w"),
+  )
+  assert result(tmp_path / "w")["accuracy_last"] > max(0.7, on_noise + 0.1)

@@ -10,6 +10,7 @@ LARGEST_SEED = 2**63 - 1
 
 # Of our own methods: what is no setting at 0, and what is a share of a whole.
 ABOVE_ZERO = {
+  "--angle-images",
   "--betas",
   "--candidates",
   "--discriminator-widths",

@@ -10,6 +10,7 @@ from rich.table import Table
 
 _DATASETS = {
   "digits[/train|/test]": "scikit-learn's 1,797 digits, 8x8; 500 held out",
+  "fonts[/train|/test]": "digits drawn from matplotlib's fonts, 8x8",
   "fashion_mnist[/train|/test]": "Debian's dataset-fashion-mnist, 28x28",
   "idx:DIR[/train|/test]": "MNIST's file format, gzipped or not",
   "npz:FILE[/train|/test]": "arrays images u8[n,h,w,c] and labels [n]",

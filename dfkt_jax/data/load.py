@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 import re
 
-from dfkt_jax.data import digits, idx, image_files, npz, tfds_source
+from dfkt_jax.data import digits, fonts, idx, image_files, npz, tfds_source
 from dfkt_jax.data.dataset import Dataset
 from dfkt_jax.errors import UsageError
 
@@ -16,6 +16,7 @@ Reader = Callable[[str, str, str | None, Size], Dataset]
 
 READERS: Mapping[str, Reader] = {
   "digits": lambda t, at, split, _: digits.read(t, split or "test"),
+  "fonts": lambda t, at, split, _: fonts.read(t, split or "test"),
   "fashion_mnist": lambda t, at, split, _: idx.read_fashion_mnist(
     t, split or "test"
   ),
@@ -26,14 +27,15 @@ READERS: Mapping[str, Reader] = {
   "tfds": lambda t, at, split, _: tfds_source.read(t, at, split),
 }
 # Those that need no file or folder behind a colon.
-_ALONE = ("digits", "fashion_mnist")
+_ALONE = ("digits", "fonts", "fashion_mnist")
 _SPLITS = {
-  **dict.fromkeys(("digits", "fashion_mnist", "npz"), ("train", "test")),
+  **dict.fromkeys((*_ALONE, "npz"), ("train", "test")),
   "idx": ("train", "test", "t10k"),
 }
 EXPECTED = (
-  "expected digits, fashion_mnist, idx:DIR, npz:FILE, folder:DIR, zip:FILE or"
-  " tfds:NAME, perhaps with /train or /test and a slice such as [:500]"
+  "expected digits, fonts, fashion_mnist, idx:DIR, npz:FILE, folder:DIR,"
+  " zip:FILE or tfds:NAME, perhaps with /train or /test and a slice such as"
+  " [:500]"
 )
 
 

@@ -38,7 +38,8 @@ p its top probability, c the predicted class.
 
      L_rel = D(z, z; t, t) + D(t, z; t, t) + r [A(z, z; t, t) + A(t, z; t, t)]
 
-   of either view, the mean. A takes a float for every triple of the batch.
+   of either view, the mean. A is of the first `angle_images` of the batch: it
+   takes a float for every triple.
 
 With distillation from the teacher's answers to both views,
 
@@ -94,6 +95,7 @@ class ODSD:
   contrast_temperature: float = 0.1  # tau
   relation_weight: float = 1.0  # w_rel; 0 switches the relations off
   angle_ratio: float = 2.0  # r (Park et al.)
+  angle_images: int = 64  # at most, of a batch, whose angles are compared
 
   study: ClassVar[Study] = Study(
     kd=KD(lr=0.1, weight_decay=5e-4, temperature=4.0, crop_padding=4, flip=True)
@@ -227,12 +229,13 @@ class ODSD:
     return contrast, structure
 
   def _structure(self, z, t):
-    match = lambda of, x, y: relation.huber(of(x, y), of(t, t))
-    distances = match(relation.distances, z, z) + match(
-      relation.distances, t, z
-    )
-    angles = match(relation.angles, z, z) + match(relation.angles, t, z)
-    return distances + self.angle_ratio * angles
+    def match(of, z, t):
+      own = of(t, t)
+      return relation.huber(of(z, z), own) + relation.huber(of(t, z), own)
+
+    few = slice(self.angle_images)
+    angles = match(relation.angles, z[few], t[few])
+    return match(relation.distances, z, t) + self.angle_ratio * angles
 
   def _check(self, batch_size):
     if batch_size < 3 and (self.contrast_weight or self.relation_weight):

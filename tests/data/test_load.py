@@ -44,6 +44,21 @@ def test_digits_are_split_evenly_and_for_ever():
   np.testing.assert_array_equal(data.load("digits").labels, test.labels)
 
 
+def test_printed_digits_look_alike_by_class():
+  train, test = data.load("fonts/train"), data.load("fonts/test")
+  assert train.images.shape == (2000, 8, 8, 1)
+  assert train.images.dtype == np.uint8
+  assert np.bincount(test.labels).tolist() == [50] * 10
+  np.testing.assert_array_equal(train.images, data.load("fonts/train").images)
+  shown = train.images.reshape(2000, -1).astype(float)
+  drawn = test.images.reshape(500, -1).astype(float)
+  means = np.stack(
+    [shown[train.labels == digit].mean(0) for digit in range(10)]
+  )
+  distances = np.square(drawn[:, None] - means).sum(-1)
+  assert (distances.argmin(1) == test.labels).mean() > 0.8
+
+
 FIRST_LABELS = [2, 2, 3, 0, 8, 0, 8, 4, 7, 0, 8, 3]
 
 
