@@ -7,9 +7,9 @@ COMMAND  dfkt teacher import resnet20-12fca82f.th --arch resnet20 \
 The pool is 5,000 unlabelled photographs, tiny_imagenet_5000.zip, of which a
 method chooses 500; the evaluation set is the first 1,000 test images as
 cifar10_test1000.npz. The student, a small plain network, sees 51,200 images in
-every experiment: ODSD sees two views of half as many a step, in
-`odsd_full_batch` of as many. `published_*` are the papers' recipes and mean a
-GPU and a pool of a million.
+every experiment, ODSD two views of half as many. In `odsd_full_batch` it sees
+two views of as many, and in `*_double_batch` the others see twice as many.
+`published_*` are the papers' recipes and mean a GPU and a pool of a million.
 """
 
 import dataclasses
@@ -33,15 +33,14 @@ _STUDY = Study(
     crop_padding=4,
     flip=True,
   ),
-  batch_size=64,
   student_steps=10,
 )
 
 
-def _run(method, views=1):
+def _run(method, batch_size=64):
   return DistillOpenWorld(
     method=method,
-    study=dataclasses.replace(_STUDY, batch_size=_STUDY.batch_size // views),
+    study=dataclasses.replace(_STUDY, batch_size=batch_size),
     teacher=Path("t20"),
     student="convnet",
     pool="zip:tiny_imagenet_5000.zip",
@@ -54,21 +53,25 @@ def _run(method, views=1):
 _without = lambda **parts: dataclasses.replace(ODSD(), **parts)
 
 random = _run(RandomSelection())
+random_double_batch = _run(RandomSelection(), batch_size=128)
 dfnd = _run(DFND())
+dfnd_double_batch = _run(DFND(), batch_size=128)
 dfnd_selection_alone = _run(DFND(noise_weight=0.0))
-odsd = _run(ODSD(), views=2)
+odsd = _run(ODSD(), batch_size=32)
 odsd_full_batch = _run(ODSD())
 odsd_sampling_alone = _run(
-  _without(contrast_weight=0.0, relation_weight=0.0), views=2
+  _without(contrast_weight=0.0, relation_weight=0.0), batch_size=32
 )
-odsd_without_prototypes = _run(_without(prototype_sampling=False), views=2)
-odsd_without_denoising = _run(_without(denoise=0.0), views=2)
-odsd_without_contrast = _run(_without(contrast_weight=0.0), views=2)
-odsd_without_relation = _run(_without(relation_weight=0.0), views=2)
+odsd_without_prototypes = _run(
+  _without(prototype_sampling=False), batch_size=32
+)
+odsd_without_denoising = _run(_without(denoise=0.0), batch_size=32)
+odsd_without_contrast = _run(_without(contrast_weight=0.0), batch_size=32)
+odsd_without_relation = _run(_without(relation_weight=0.0), batch_size=32)
 # Half of what its student sees is made by the generator.
 mosaic_kd = _run(
   MosaicKD(generator_widths=(64, 64, 32), discriminator_widths=(32, 64)),
-  views=2,
+  batch_size=32,
 )
 
 published_dfnd = dataclasses.replace(
