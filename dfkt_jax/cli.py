@@ -26,6 +26,7 @@ usage: dfkt COMMAND ...
   evaluate              accuracy, calibration and agreement of a network
   synthesize METHOD     images out of a teacher, as a dataset
   distill METHOD        a smaller student out of a teacher
+  adapt METHOD          a model for another domain out of its unlabelled images
   run MODULE[:NAME]     a named experiment
   export                a network directory becomes a PyTorch file
   report WORKDIR...     one HTML file: curves, images, tables, settings
@@ -211,6 +212,23 @@ def _synthesize(args: list[str]) -> None:
   _carry_out(f"synthesize {name}", Synthesize[method], default, rest)
 
 
+def _adapt(args: list[str]) -> None:
+  from dfkt_jax import methods
+  from dfkt_jax.adaptation.course import Course
+  from dfkt_jax.commands.adapt import Adapt
+  from dfkt_jax.driver import RunOptions
+
+  name, rest = _method_name("adapt", args, methods.ADAPTERS)
+  method = methods.find(name, methods.ADAPTERS)
+  default = Adapt(
+    method=_default(method, Adapt, Course, RunOptions),
+    course=getattr(method, "course", Course()),
+    source=tyro.MISSING,
+    target=tyro.MISSING,
+  )
+  _carry_out(f"adapt {name}", Adapt[method], default, rest)
+
+
 def _default(method: type, *others: type) -> Any:
   """The method by its defaults, once its flags clash with no other's."""
   taken = {f.name for other in others for f in dataclasses.fields(other)}
@@ -385,6 +403,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "evaluate": _evaluate,
   "synthesize": _synthesize,
   "distill": _distill,
+  "adapt": _adapt,
   "run": _run,
   "export": _export,
   "report": _report,

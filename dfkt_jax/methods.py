@@ -7,6 +7,11 @@ import importlib.util
 from pathlib import Path
 import sys
 
+from dfkt_jax.adaptation.aad import AaD
+from dfkt_jax.adaptation.ada_bn import AdaBN
+from dfkt_jax.adaptation.nrc import NRC
+from dfkt_jax.adaptation.shot import SHOT
+from dfkt_jax.adaptation.tent import Tent
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
 from dfkt_jax.openworld.dfnd import DFND
@@ -36,6 +41,15 @@ OPENWORLD: Mapping[str, type] = {
   "mosaic-kd": MosaicKD,
   "odsd": ODSD,
   "random": RandomSelection,
+}
+
+
+ADAPTERS: Mapping[str, type] = {
+  "aad": AaD,
+  "ada-bn": AdaBN,
+  "nrc": NRC,
+  "shot": SHOT,
+  "tent": Tent,
 }
 
 

@@ -133,31 +133,46 @@ def statistics(network: Network, images: jax.Array) -> tuple[jax.Array, dict]:
 
 
 def train_logits(
-  network: Network, images: jax.Array, key: jax.Array
+  network: Network, images: jax.Array, key: jax.Array | None
 ) -> tuple[jax.Array, dict]:
   """Logits with BatchNorm on batch statistics, and the variables to go on with.
 
   The variables are the network's own with `batch_stats` moved towards the
-  batch. `key` feeds dropout where the module has any.
+  batch. `key` feeds dropout where the module has any; None: nothing is dropped.
   """
   out, _, variables = train_features(network, images, key)
   return out, variables
 
 
 def train_features(
-  network: Network, images: jax.Array, key: jax.Array
+  network: Network, images: jax.Array, key: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array], dict]:
   """`train_logits` with the named intermediates between its two answers."""
+  out, updated = _train(network, images, key, ["batch_stats", "features"])
+  taps = updated.pop("features", {})
+  return out, taps, {**network.variables, **updated}
+
+
+def batch_statistics(network: Network, images: jax.Array) -> dict:
+  """`statistics` with every BatchNorm running on the batch's own; no logits."""
+  _, updated = _train(network, images, None, ["batch_stats", "bn_inputs"])
+  return updated.get("bn_inputs", {})
+
+
+def _train(network, images, key, collections) -> tuple[jax.Array, dict]:
   x = network.spec.normalise(images)
-  out, updated = network.module.apply(
-    network.variables,
-    x,
-    train=True,
-    mutable=["batch_stats", "features"],
-    rngs={"dropout": key},
+  apply = lambda rngs: network.module.apply(
+    network.variables, x, train=True, mutable=collections, rngs=rngs
   )
-  taps = updated.pop("features", {})  # type: ignore
-  return out, taps, {**network.variables, **updated}  # type: ignore
+  if key is not None:
+    return apply({"dropout": key})  # type: ignore
+
+  def keep_all(call, args, kwargs, context):
+    dropout = isinstance(context.module, nn.Dropout)
+    return args[0] if dropout else call(*args, **kwargs)
+
+  with nn.intercept_methods(keep_all):
+    return apply({})  # type: ignore
 
 
 def batch_norm_paths(network: Network) -> list[tuple[str, ...]]:

@@ -12,10 +12,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dfkt_jax.models.layers import WeightNormDense, weight_norm
 from dfkt_jax.models.norm import BatchNorm
 from dfkt_jax.network import Network
 
 Path = tuple[str, ...]
+_LAYERS = nn.Dense | nn.Conv | WeightNormDense | BatchNorm
 
 
 class Layer(NamedTuple):
@@ -36,7 +38,7 @@ def layers(network: Network) -> list[Layer]:
   def record(call, args, kwargs, context):
     out = call(*args, **kwargs)
     module = context.module
-    if isinstance(module, nn.Dense | nn.Conv | BatchNorm):
+    if isinstance(module, _LAYERS):
       norm = isinstance(module, BatchNorm)
       found.append(Layer(module.path, out.shape[1:], norm))
     return out
@@ -75,7 +77,10 @@ def _apply(network, layer, answer, h) -> Any:
 
 def kernel(network: Network, layer: Layer) -> jax.Array:
   """f32[..., inputs, outputs] of a linear layer or a convolution."""
-  return _at(network.params, layer.path)["kernel"]
+  params = _at(network.params, layer.path)
+  if "scale" in params:
+    return weight_norm(params["kernel"], params["scale"])
+  return params["kernel"]
 
 
 def bias(network: Network, layer: Layer) -> jax.Array:

@@ -16,8 +16,10 @@ ABOVE_ZERO = {
   "--discriminator-widths",
   "--generator-widths",
   "--latent",
+  "--neighbours",
   "--prototypes-per-class",
   "--sigma",
+  "--steps-per-batch",
 }
 SHARES = {
   "--assumed-accuracy",

@@ -88,7 +88,11 @@ def show_list(what: str) -> None:
   from dfkt_jax.teachers import PRESETS
 
   if what == "methods":
-    known = {**methods.SYNTHESIZERS, **methods.OPENWORLD}
+    known = {
+      **methods.SYNTHESIZERS,
+      **methods.OPENWORLD,
+      **methods.ADAPTERS,
+    }
     names = {name: _first_line(method) for name, method in known.items()}
   elif what == "archs":
     names = {name: "" for name in models.ARCHS}

@@ -22,23 +22,6 @@ def confidence(logits: jax.Array) -> jax.Array:
   return cross_entropy(logits, logits.argmax(1))
 
 
-def entropy(logits: jax.Array) -> jax.Array:
-  """Mean entropy of the predictions."""
-  log_p = jax.nn.log_softmax(logits)
-  return -(jnp.exp(log_p) * log_p).sum(1).mean()
-
-
-def marginal_entropy(logits: jax.Array) -> jax.Array:
-  """Entropy of the mean prediction of the batch; log(classes) if balanced.
-
-  Its negative is the information-entropy loss of Chen et al. 2019.
-  """
-  log_p = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)
-  # By logarithms, so that a class nobody predicts has a finite gradient.
-  log_p -= jnp.log(len(logits))
-  return -(jnp.exp(log_p) * log_p).sum()
-
-
 def kl(
   teacher_logits: jax.Array,
   student_logits: jax.Array,

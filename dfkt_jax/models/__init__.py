@@ -10,8 +10,10 @@ from dfkt_jax.errors import UsageError
 from dfkt_jax.models.ccexam import DigitNet
 from dfkt_jax.models.convnet import ConvNet
 from dfkt_jax.models.generator import Generator
+from dfkt_jax.models.layers import Bottleneck
 from dfkt_jax.models.lenet import LeNet5
 from dfkt_jax.models.resnet import ResNet
+from dfkt_jax.models.shot_digits import DTN, ShotLeNet
 from dfkt_jax.models.vgg import VGG
 from dfkt_jax.models.wide_resnet import WideResNet
 
@@ -52,18 +54,25 @@ ARCHS: Mapping[str, Callable[..., nn.Module]] = {
   "ccexam-svhn": partial(
     DigitNet, blocks=((32, 32), (64, 64), (128, 128)), hidden=256
   ),
+  "shot-lenet": ShotLeNet,
+  "shot-dtn": DTN,
 }
+WITH_BOTTLENECK = "+bottleneck"
 
 
 def build(arch: str, classes: int) -> nn.Module:
   """The linen module of an architecture.
 
   It is called as `module(x, train)` with normalised f32[batch, height, width,
-  channels] and answers f32[batch, classes].
+  channels] and answers f32[batch, classes]. With "+bottleneck" behind its name
+  the features go through one (`layers.Bottleneck`).
 
   Raises:
     UsageError: no architecture has that name.
   """
+  if arch.endswith(WITH_BOTTLENECK):
+    module = build(arch.removesuffix(WITH_BOTTLENECK), classes)
+    return module.clone(bottleneck=Bottleneck())
   if arch in ARCHS:
     return ARCHS[arch](classes=classes)
   if arch.startswith("wrn-"):

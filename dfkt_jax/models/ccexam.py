@@ -9,7 +9,14 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import batch_norm, conv, feature, head, max_pool
+from dfkt_jax.models.layers import (
+  Bottleneck,
+  batch_norm,
+  conv,
+  feature,
+  head,
+  max_pool,
+)
 
 
 class DigitNet(nn.Module):
@@ -24,6 +31,7 @@ class DigitNet(nn.Module):
   norm: bool = True
   dropout: float = 0.3
   dtype: Any = jnp.float32
+  bottleneck: Bottleneck | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
@@ -39,4 +47,4 @@ class DigitNet(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=not train)
     x = drop(x.reshape(x.shape[0], -1))
     x = drop(nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x)))
-    return head(self, x, self.classes, name="fc2")
+    return head(self, x, self.classes, name="fc2", train=train)

@@ -5,7 +5,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import batch_norm, conv, feature, head
+from dfkt_jax.models.layers import Bottleneck, batch_norm, conv, feature, head
 
 
 class ConvNet(nn.Module):
@@ -18,6 +18,7 @@ class ConvNet(nn.Module):
   classes: int
   widths: tuple[int, ...]
   dtype: Any = jnp.float32
+  bottleneck: Bottleneck | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
@@ -26,4 +27,4 @@ class ConvNet(nn.Module):
       x = conv(width, 3, stride, name=f"conv{index}", dtype=self.dtype)(x)
       x = nn.relu(batch_norm(train, name=f"bn{index}", dtype=self.dtype)(x))
       feature(self, f"stage{index}", x)
-    return head(self, x.mean((1, 2)), self.classes, name="linear")
+    return head(self, x.mean((1, 2)), self.classes, name="linear", train=train)

@@ -11,7 +11,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from dfkt_jax.errors import UsageError
-from dfkt_jax.models.layers import conv, feature, head, max_pool
+from dfkt_jax.models.layers import Bottleneck, conv, feature, head, max_pool
 
 
 class LeNet5(nn.Module):
@@ -20,6 +20,7 @@ class LeNet5(nn.Module):
   classes: int
   widths: tuple[int, int, int, int] = (6, 16, 120, 84)
   dtype: Any = jnp.float32
+  bottleneck: Bottleneck | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
@@ -40,4 +41,4 @@ class LeNet5(nn.Module):
     x = nn.relu(make(c3, "conv3")(x)).reshape(x.shape[0], -1)
     feature(self, "stage3", x)
     x = nn.relu(nn.Dense(f1, dtype=self.dtype, name="fc1")(x))
-    return head(self, x, self.classes, name="fc2")
+    return head(self, x, self.classes, name="fc2", train=train)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from flax import linen as nn
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import batch_norm, conv, feature, head
+from dfkt_jax.models.layers import Bottleneck, batch_norm, conv, feature, head
 
 Shortcut = Literal["pad", "projection"]
 
@@ -57,6 +57,7 @@ class ResNet(nn.Module):
   width: int
   shortcut: Shortcut
   dtype: Any = jnp.float32
+  bottleneck: Bottleneck | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
@@ -72,4 +73,4 @@ class ResNet(nn.Module):
           name=f"layer{stage + 1}_{index}",
         )(x, train)
       feature(self, f"stage{stage + 1}", x)
-    return head(self, x.mean((1, 2)), self.classes, name="linear")
+    return head(self, x.mean((1, 2)), self.classes, name="linear", train=train)

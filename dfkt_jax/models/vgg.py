@@ -10,7 +10,14 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import batch_norm, conv, feature, head, max_pool
+from dfkt_jax.models.layers import (
+  Bottleneck,
+  batch_norm,
+  conv,
+  feature,
+  head,
+  max_pool,
+)
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -21,6 +28,7 @@ class VGG(nn.Module):
   classes: int
   depths: tuple[int, int, int, int, int]
   dtype: Any = jnp.float32
+  bottleneck: Bottleneck | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
@@ -33,4 +41,6 @@ class VGG(nn.Module):
       feature(self, f"stage{block + 1}", x)
       if block in pooled_blocks:
         x = max_pool(x)
-    return head(self, x.mean((1, 2)), self.classes, name="classifier")
+    return head(
+      self, x.mean((1, 2)), self.classes, name="classifier", train=train
+    )

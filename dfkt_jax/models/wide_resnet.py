@@ -10,7 +10,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import batch_norm, conv, feature, head
+from dfkt_jax.models.layers import Bottleneck, batch_norm, conv, feature, head
 
 
 class PreActivationBlock(nn.Module):
@@ -42,6 +42,7 @@ class WideResNet(nn.Module):
   depth: int
   widen: int
   dtype: Any = jnp.float32
+  bottleneck: Bottleneck | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
@@ -56,4 +57,4 @@ class WideResNet(nn.Module):
         )(x, train)
       feature(self, f"stage{stage + 1}", x)
     x = nn.relu(batch_norm(train, name="bn1", dtype=self.dtype)(x))
-    return head(self, x.mean((1, 2)), self.classes, name="fc")
+    return head(self, x.mean((1, 2)), self.classes, name="fc", train=train)

@@ -28,7 +28,7 @@ import optax
 from dfkt_jax import network as net
 from dfkt_jax.distillation import kd as distillation
 from dfkt_jax.distillation.kd import KD
-from dfkt_jax.losses import classification
+from dfkt_jax.losses import classification, information
 from dfkt_jax.models import discriminator, generator
 from dfkt_jax.models.discriminator import DiscriminatorNetwork
 from dfkt_jax.models.generator import GeneratorNetwork
@@ -177,9 +177,9 @@ class MosaicKD:
     images = generator.sample(key, network, count)
     logits = net.logits(teacher, images)
     adversarial = classification.kl(logits, net.logits(student, images))
-    entropy = classification.entropy(logits)
+    entropy = information.entropy(logits)
     local = _patches(jax.nn.softplus(-discriminator.logits(d, images)))
-    marginal_entropy = classification.marginal_entropy(logits) / jnp.log(2.0)
+    marginal_entropy = information.marginal_entropy(logits) / jnp.log(2.0)
     loss = (
       -self.adversarial_weight * adversarial
       + self.align_weight * entropy

@@ -30,7 +30,7 @@ from dfkt_jax import network as net
 from dfkt_jax.distillation.kd import KD
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
-from dfkt_jax.losses import classification, statistics
+from dfkt_jax.losses import classification, information, statistics
 from dfkt_jax.models import generator
 from dfkt_jax.models.generator import GeneratorNetwork
 from dfkt_jax.network import Network
@@ -130,9 +130,9 @@ class DFQ:
       bn_distance = distance(taps, teacher.batch_stats)
     instance = {
       "one_hot": classification.confidence,
-      "entropy": classification.entropy,
+      "entropy": information.entropy,
     }[self.instance_form](logits)
-    marginal_entropy = classification.marginal_entropy(logits)
+    marginal_entropy = information.marginal_entropy(logits)
 
     loss = (
       -self.adversarial_weight * adversarial

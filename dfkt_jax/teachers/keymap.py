@@ -6,8 +6,13 @@ A naming is how one family of PyTorch code calls the layers of a network:
   datafree   zju-vipa's DataFree and its descendants, CIFAR: resnet18, 34,
              wrn-*, vgg8, 11, 13
   ccexam     the PyPI package ccexam: its three digit classifiers
+  shot       SHOT's digit networks: shot-lenet, shot-dtn, one dictionary for its
+             three files
   dfkt       ours, for what has no PyTorch original: lenet5*, convnet*. Layers
              are called conv1, bn1, ..., fc1, fc2 (lenet5) and linear (convnet)
+
+Bottleneck and classifier of the sfda recipe have one name in all of them:
+bottleneck, bottleneck_bn, classifier.
 
 `layers` lists a network's layers in the order of the original's state dict;
 `tensors` lists what one layer holds.
@@ -24,14 +29,18 @@ import numpy as np
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models.ccexam import DigitNet
 from dfkt_jax.models.convnet import ConvNet
+from dfkt_jax.models.layers import BOTTLENECK
 from dfkt_jax.models.lenet import LeNet5
 from dfkt_jax.models.resnet import ResNet
+from dfkt_jax.models.shot_digits import DTN, ShotLeNet
 from dfkt_jax.models.vgg import VGG
 from dfkt_jax.models.wide_resnet import WideResNet
 from dfkt_jax.network import InputSpec
 
 Path = tuple[str, ...]
-Kind = Literal["conv", "linear", "flatten_linear", "batch_norm"]
+Kind = Literal[
+  "conv", "linear", "flatten_linear", "weight_norm_linear", "batch_norm"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +138,14 @@ def tensors(layer: Layer) -> list[Tensor]:
       there = partial(flatten_linear_to_linen, map_shape=layer.map_shape)
       back = partial(flatten_linear_to_torch, map_shape=layer.map_shape)
       return [entry("weight", "params", "kernel", there, back), bias]
+    case "weight_norm_linear":
+      there, back = linear_to_linen, linear_to_torch
+      column = lambda scale: scale[:, None]
+      return [
+        entry("weight_g", "params", "scale", np.ravel, column),
+        entry("weight_v", "params", "kernel", there, back),
+        bias,
+      ]
     case "batch_norm":
       return [
         entry("weight", "params", "scale"),
@@ -268,12 +285,54 @@ def convnet(module: ConvNet, spec: InputSpec) -> list[Layer]:
   return [*result, Layer("linear", "linear", ("linear",))]
 
 
+def shot_lenet(module: ShotLeNet, spec: InputSpec) -> list[Layer]:
+  """conv_params.0, conv_params.3; pooling, ReLU and dropout have numbers."""
+  side = lambda pixels: ((pixels - 4) // 2 - 4) // 2
+  flat = (50, side(spec.height), side(spec.width))
+  return [
+    Layer("conv", "conv_params.0", ("conv1",), bias=True),
+    Layer("conv", "conv_params.3", ("conv2",), bias=True),
+    Layer("flatten_linear", "linear", ("linear",), map_shape=flat),
+  ]
+
+
+def dtn(module: DTN, spec: InputSpec) -> list[Layer]:
+  """conv_params.0, conv_params.1 (BatchNorm), conv_params.4, ..."""
+  side = lambda pixels: -(-pixels // 8)
+  flat = (256, side(spec.height), side(spec.width))
+  result = []
+  for index in range(3):
+    conv, norm = f"conv_params.{4 * index}", f"conv_params.{4 * index + 1}"
+    result += [
+      Layer("conv", conv, (f"conv{index + 1}",), bias=True),
+      Layer("batch_norm", norm, (f"bn{index + 1}",)),
+    ]
+  return [
+    *result,
+    Layer("flatten_linear", "linear", ("linear",), map_shape=flat),
+  ]
+
+
+def _with_bottleneck(plain: list[Layer]) -> list[Layer]:
+  """The linear layer at the end gives way to bottleneck and classifier."""
+  *before, linear = plain
+  into = dataclasses.replace(linear, torch=BOTTLENECK, linen=(BOTTLENECK,))
+  norm = f"{BOTTLENECK}_bn"
+  return [
+    *before,
+    into,
+    Layer("batch_norm", norm, (norm,)),
+    Layer("weight_norm_linear", "classifier", ("classifier",)),
+  ]
+
+
 Names = Callable[..., list[Layer]]
 
 NAMINGS: Mapping[str, Mapping[type[nn.Module], Names]] = {
   "akamaster": {ResNet: resnet},
   "datafree": {ResNet: resnet, WideResNet: wide_resnet, VGG: vgg},
   "ccexam": {DigitNet: digit_net},
+  "shot": {ShotLeNet: shot_lenet, DTN: dtn},
   "dfkt": {LeNet5: lenet, ConvNet: convnet},
 }
 
@@ -311,4 +370,6 @@ def layers(module: nn.Module, naming: str, spec: InputSpec) -> list[Layer]:
       f"naming {naming!r} has no names for {type(module).__name__}: use"
       f" {default_naming(module)!r}."
     )
-  return names(module, spec)
+  found = names(module, spec)
+  has_bottleneck = getattr(module, "bottleneck", None) is not None
+  return _with_bottleneck(found) if has_bottleneck else found

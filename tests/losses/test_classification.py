@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dfkt_jax.losses import classification as losses
+from dfkt_jax.losses import information
 from tests.assets import fixtures
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
@@ -21,24 +22,6 @@ def test_confidence_is_cross_entropy_with_the_decision():
   assert losses.confidence(LOGITS) == pytest.approx(
     -(np.log(0.5) + np.log(0.8)) / 2
   )
-
-
-def test_entropy_by_hand():
-  first = 0.5 * np.log(2) + 0.5 * np.log(4)
-  second = -(0.2 * np.log(0.1) + 0.8 * np.log(0.8))
-  assert losses.entropy(LOGITS) == pytest.approx((first + second) / 2)
-
-
-def test_marginal_entropy_by_hand_and_at_its_extremes():
-  p = np.array([0.3, 0.175, 0.525])
-  assert losses.marginal_entropy(LOGITS) == pytest.approx(
-    -(p * np.log(p)).sum()
-  )
-  assert losses.marginal_entropy(UNIFORM) == pytest.approx(np.log(3))
-  one_class = jnp.array([[100.0, -100.0, -100.0]] * 2)
-  assert losses.marginal_entropy(one_class) == pytest.approx(0.0, abs=1e-6)
-  gradient = jax.grad(losses.marginal_entropy)(one_class)
-  assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -76,5 +59,5 @@ def test_against_released_code():
   check(losses.kl(t56, t20, 20.0), "kl_T20_teacher56_student20")
   check(losses.kl(t56, t20, 1.0), "kl_T1_teacher56_student20")
   check(losses.jensen_shannon_released(t56, t20), "js_T3_56_20_clamped")
-  check(-losses.marginal_entropy(t20), "class_balance_resnet20")
+  check(-information.marginal_entropy(t20), "class_balance_resnet20")
   check(losses.confidence(t20), "onehot_resnet20")

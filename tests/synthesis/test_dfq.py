@@ -9,7 +9,7 @@ import pytest
 from dfkt_jax import network as net
 from dfkt_jax import parallel
 from dfkt_jax.errors import UsageError
-from dfkt_jax.losses import classification, statistics
+from dfkt_jax.losses import classification, information, statistics
 from dfkt_jax.models import build, generator
 from dfkt_jax.synthesis import dfq
 from dfkt_jax.synthesis.dfq import DFQ
@@ -47,12 +47,12 @@ def test_loss_terms_are_the_equations(method):
     instance = classification.confidence(logits)
   else:
     bn = statistics.gaussian_kl(taps, running)
-    instance = classification.entropy(logits)
+    instance = information.entropy(logits)
   expected = (
     -classification.kl(logits, net.logits(student, images))
     + method.bn_weight * bn
     + method.instance_weight * instance
-    - method.balance_weight * classification.marginal_entropy(logits)
+    - method.balance_weight * information.marginal_entropy(logits)
   )
   assert info.loss == pytest.approx(float(expected), rel=1e-4)
 

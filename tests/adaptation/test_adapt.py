@@ -1,0 +1,147 @@
+"""`dfkt adapt`, as a user types it."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dfkt_jax import cli, data, teachers
+from dfkt_jax import network as net
+from dfkt_jax.errors import UsageError
+from dfkt_jax.methods import ADAPTERS
+from dfkt_jax.metrics import read_metrics
+from tests.networks import tiny
+
+TIMES = ("wall_seconds", "images_per_second", "device")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  place = tmp_path_factory.mktemp("inputs")
+  network = jax.device_get(tiny(widths=(16, 32, 64)))
+  teachers.save(
+    place / "s", network, teachers.describe(network, "convnet-half")
+  )
+  digits = data.load("digits/train")
+  np.savez(place / "target", images=digits.images[:90])
+  np.savez(place / "few", images=digits.images[:7])
+  np.savez(place / "d", images=digits.images[:40], labels=digits.labels[:40])
+  return place
+
+
+def words(inputs, method, workdir, *flags, target="target"):
+  return [
+    str(word)
+    for word in (
+      *("adapt", method, "--source", inputs / "s", "--workdir", workdir),
+      *("--target", f"npz:{inputs / target}.npz", "--batch-size", "16"),
+      *("--eval-dataset", f"npz:{inputs / 'd.npz'}", "--devices", "1"),
+      *("--pool-cache", inputs / "cache", *flags),
+    )
+  ]
+
+
+def adapt(*args, **kwargs):
+  cli.main(words(*args, **kwargs))
+  workdir = args[2]
+  return json.loads((workdir / "result.json").read_text())
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_every_method_adapts(inputs, tmp_path, method):
+  result = adapt(inputs, method, tmp_path / "w", "--epochs", "2")
+  assert result["target_images"] == 90
+  assert result["steps"] == 12
+  assert len(result["per_class_accuracy"]) == 10
+  assert 0.0 <= result["source_accuracy"] <= 1.0
+  last = read_metrics(tmp_path / "w")[-1]
+  assert 0.0 <= last["target/marginal_entropy"] <= 1.0
+  assert last["target/bn_drift"] > 0.0
+  adapted, card = teachers.load(tmp_path / "w")
+  source, _ = teachers.load(inputs / "s")
+  assert card.arch == "convnet-half"
+  images = data.load("digits/test").images[:8] / np.float32(255)
+  before, after = (net.logits(n, images) for n in (source, adapted))
+  assert not np.allclose(before, after)
+
+
+def test_a_finished_run_is_not_run_again(inputs, tmp_path):
+  first = adapt(inputs, "ada-bn", tmp_path / "w")
+  assert adapt(inputs, "ada-bn", tmp_path / "w") == first
+
+
+@pytest.mark.parametrize(
+  ("flags", "target", "parts"),
+  [
+    ([], "few", ["--batch-size is 16", "7 images", "2 to 7"]),
+    (["--batch-size", "1"], "target", ["--batch-size is 1", "2 to 90"]),
+    (["--epochs", "0"], "target", ["--epochs 0", "from 1 up"]),
+    (["--source", "nowhere"], "target", ["nowhere does not exist"]),
+  ],
+)
+def test_refusals(inputs, tmp_path, capsys, flags, target, parts):
+  with pytest.raises(SystemExit) as stop:
+    adapt(inputs, "shot", tmp_path / "w", *flags, target=target)
+  assert stop.value.code == UsageError.exit_code
+  said = capsys.readouterr().err
+  for part in parts:
+    assert part in said
+  assert not (tmp_path / "w").exists()
+
+
+def test_a_collapse_is_told(inputs, tmp_path, capsys):
+  result = adapt(
+    *(inputs, "tent", tmp_path / "w", "--lr", "3", "--epochs", "8"),
+  )
+  assert "collapsed" in result["warnings"][0]
+  assert "collapsed" in capsys.readouterr().err
+
+
+def start(inputs: Path, method: str, work: Path) -> subprocess.Popen:
+  command = [
+    *(sys.executable, "-m", "dfkt_jax"),
+    *words(inputs, method, work, "--epochs", "20"),
+    *("--checkpoint-seconds", "0.2"),
+  ]
+  environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+  return subprocess.Popen(
+    command,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    env=environment,
+    text=True,
+  )
+
+
+def outcome(work: Path):
+  result = json.loads((work / "result.json").read_text())
+  figures = {k: v for k, v in result.items() if k not in TIMES}
+  rows = [
+    {k: v for k, v in row.items() if k != "wall"} for row in read_metrics(work)
+  ]
+  return figures, rows, teachers.digest(work / "network")
+
+
+@pytest.mark.parametrize("method", ["shot", "nrc"])
+def test_kill_9_and_run_again(inputs, tmp_path, method):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  for work, moment in ((whole, None), (killed, 31), (killed, None)):
+    process = start(inputs, method, work)
+    deadline = time.monotonic() + 200
+    while moment is not None and process.poll() is None:
+      assert time.monotonic() < deadline
+      rows = read_metrics(work) if work.exists() else []
+      if rows and rows[-1]["step"] >= moment:
+        process.send_signal(signal.SIGKILL)
+      time.sleep(0.02)
+    text, _ = process.communicate(timeout=300)
+    assert moment is not None or process.returncode == 0, text
+  assert "resuming after step" in text
+  assert outcome(killed) == outcome(whole)

@@ -1,0 +1,85 @@
+"""Sharded banks against plain numpy, on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkt_jax import parallel
+from dfkt_jax.adaptation import banks
+
+RNG = np.random.default_rng(0)
+BANK = RNG.normal(size=(64, 5)).astype(np.float32)
+QUERIES = RNG.normal(size=(6, 5)).astype(np.float32)
+
+
+@pytest.fixture(params=[1, 8], ids=["one device", "eight"])
+def mesh(request):
+  mesh = parallel.make_mesh(request.param)
+  with jax.set_mesh(mesh):
+    yield mesh
+
+
+def on(mesh, x):
+  spec = jax.sharding.PartitionSpec(parallel.DATA)
+  return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+
+@pytest.mark.parametrize("chunk", [3, 8, 1000])
+def test_nearest_rows_are_numpys(mesh, chunk):
+  own = np.array([0, 63, -1, 5, 8, 40])
+  valid = RNG.uniform(size=64) < 0.8
+  find = jax.jit(
+    lambda q, b, o, v: banks.nearest(q, b, 4, own=o, valid=v, chunk=chunk)
+  )
+  found = find(QUERIES, on(mesh, BANK), own, on(mesh, valid))
+  similarity = QUERIES @ BANK.T
+  similarity[:, ~valid] = -np.inf
+  for query, row in enumerate(own):
+    if row >= 0:
+      similarity[query, row] = -np.inf
+  expected = np.argsort(-similarity, axis=1)[:, :4]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_more_neighbours_than_a_device_has_rows(mesh):
+  found = jax.jit(lambda q, b: banks.nearest(q, b, 20))(QUERIES, on(mesh, BANK))
+  expected = np.argsort(-(QUERIES @ BANK.T), axis=1)[:, :20]
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_rows_are_read_and_written(mesh):
+  rows = np.array([[63, 0], [7, 8]])
+  read = jax.jit(banks.read)(on(mesh, BANK), rows)
+  np.testing.assert_array_equal(read, BANK[rows])
+  values = np.arange(15.0, dtype=np.float32).reshape(3, 5)
+  written = jax.jit(banks.write)(on(mesh, BANK), np.array([9, 64, 31]), values)
+  expected = BANK.copy()
+  expected[[9, 31]] = values[[0, 2]]  # there is no row 64
+  np.testing.assert_array_equal(written, expected)
+  assert written.sharding.num_devices == mesh.size
+
+
+def test_a_bank_stays_split():
+  mesh = parallel.make_mesh(8)
+  with jax.set_mesh(mesh):
+
+    def step(bank, rows, queries):
+      near = banks.nearest(queries, bank, 3)
+      return banks.write(bank, rows, queries), banks.read(bank, near)
+
+    bank = on(mesh, np.zeros((8 * 1000, 5), np.float32))
+    rows = jnp.arange(6)
+    compiled = jax.jit(step).lower(bank, rows, QUERIES).compile()
+    text = compiled.as_text()
+  # A device holds 1,000 rows, and never an array of all 8,000.
+  assert "f32[1000,5]" in text
+  assert "[8000," not in text
+
+
+def test_integers_and_flags_are_kept_in_banks_too(mesh):
+  labels = np.arange(64, dtype=np.int32)
+  bank = on(mesh, labels)
+  assert jax.jit(banks.read)(bank, np.array([3, 60])).tolist() == [3, 60]
+  bank = jax.jit(banks.write)(bank, np.array([3]), np.array([-1], np.int32))
+  assert bank[3] == -1
