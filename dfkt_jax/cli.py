@@ -111,14 +111,9 @@ def _method_name(
   command: str, args: list[str], known: Iterable[str]
 ) -> tuple[str, list[str]]:
   """The method, which comes first or behind --method; and the other words."""
-  args = [
-    word
-    for arg in args
-    for word in (arg.split("=", 1) if arg.startswith("--method=") else [arg])
-  ]
-  if "--method" in args[:-1]:
-    place = args.index("--method")
-    return args[place + 1], args[:place] + args[place + 2 :]
+  method, args = _option("--method", args, "")
+  if method:
+    return method, args
   if args and not args[0].startswith("-"):
     return args[0], args[1:]
   names = ", ".join(known)
@@ -249,14 +244,32 @@ def _default(method: type, *others: type) -> Any:
 
 def _train(args: list[str]) -> None:
   from dfkt_jax.commands.train import TrainTeacher
-  from dfkt_jax.distillation.supervised import Supervised
+  from dfkt_jax.distillation.supervised import RECIPES
 
+  name, args = _option("--recipe", args, "supervised")
+  if name not in RECIPES:
+    raise UsageError(
+      f"--recipe {name} is unknown: expected one of {', '.join(RECIPES)}"
+    )
   default = TrainTeacher(
-    recipe=Supervised(), arch=tyro.MISSING, dataset=tyro.MISSING
+    recipe=RECIPES[name], arch=tyro.MISSING, dataset=tyro.MISSING
   )
   # --out as in 'teacher import': the workdir stands for the network in it.
   args = [re.sub(r"^--out(?=$|=)", "--workdir", arg) for arg in args]
   _carry_out("teacher train", TrainTeacher, default, args)
+
+
+def _option(flag: str, args: list[str], default: str) -> tuple[str, list[str]]:
+  """The value of a flag that decides what the others mean; and the others."""
+  args = [
+    word
+    for arg in args
+    for word in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])
+  ]
+  if flag not in args[:-1]:
+    return default, args
+  place = args.index(flag)
+  return args[place + 1], args[:place] + args[place + 2 :]
 
 
 def _import(args: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A network from one of its layers on: vectors in, logits out.
+"""A network's layers and parts, and what it does from one of them on.
 
 Nothing of a network is taken apart: it runs as it is, and what the layer would
 have answered, or been given, is exchanged for the vectors. Inside `jit` what
@@ -12,11 +12,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import WeightNormDense, weight_norm
+from dfkt_jax.models.layers import BOTTLENECK, WeightNormDense, weight_norm
 from dfkt_jax.models.norm import BatchNorm
-from dfkt_jax.network import Network
+from dfkt_jax.network import Network, PyTree
 
 Path = tuple[str, ...]
+BACKBONE, CLASSIFIER = "backbone", "classifier"
 _LAYERS = nn.Dense | nn.Conv | WeightNormDense | BatchNorm
 
 
@@ -52,6 +53,23 @@ def layers(network: Network) -> list[Layer]:
     )
   # A BatchNorm's call goes through its parent class's: seen twice.
   return list(dict.fromkeys(found))
+
+
+def parts(network: Network) -> PyTree:
+  """The part each parameter belongs to, in the structure of `params`.
+
+  The classifier is the last linear layer; the bottleneck, in networks of the
+  sfda recipe, what lies between the features and it; the backbone all else.
+  """
+  last = layers(network)[-1].path
+
+  def part(path, _):
+    names = tuple(key.key for key in path[:-1])
+    if names == last:
+      return CLASSIFIER
+    return BOTTLENECK if names[0].startswith(BOTTLENECK) else BACKBONE
+
+  return jax.tree_util.tree_map_with_path(part, network.params)
 
 
 def from_output(network: Network, layer: Layer, h: jax.Array) -> Any:

@@ -1,9 +1,8 @@
 """How a network is adapted: for how long, how fast, and which of its parts.
 
-A network has three parts. The classifier is its last linear layer; the
-bottleneck, in networks of the sfda recipe, what lies between the features and
-it; the backbone all else. Methods that need features take what the classifier
-is given: without a bottleneck those are the backbone's.
+A network has three parts (`tails.parts`): backbone, bottleneck, classifier.
+Methods that need features take what the classifier is given: without a
+bottleneck those are the backbone's.
 """
 
 from collections.abc import Hashable
@@ -17,10 +16,10 @@ import optax
 from dfkt_jax import augment, tails
 from dfkt_jax import network as net
 from dfkt_jax.distillation import optimizers
-from dfkt_jax.models.layers import BOTTLENECK
 from dfkt_jax.network import Network
+from dfkt_jax.tails import BACKBONE, BOTTLENECK, CLASSIFIER
 
-BACKBONE, CLASSIFIER, FROZEN = "backbone", "classifier", "frozen"
+FROZEN = "frozen"
 
 
 class Learner(NamedTuple):
@@ -107,16 +106,11 @@ class Course:
     return optax.multi_transform(groups, self.parts(network))
 
   def parts(self, network: Network) -> net.PyTree:
-    """The part each parameter belongs to, in the structure of `params`."""
+    """As `tails.parts`, and what the course leaves alone is "frozen"."""
     norms = net.batch_norm_paths(network)
-    last = tails.layers(network)[-1].path
 
-    def part(path, _):
+    def part(path, name):
       names = tuple(key.key for key in path[:-1])
-      if self.trained == "norm" and names not in norms:
-        return FROZEN
-      if names == last:
-        return CLASSIFIER
-      return BOTTLENECK if names[0].startswith(BOTTLENECK) else BACKBONE
+      return FROZEN if self.trained == "norm" and names not in norms else name
 
-    return jax.tree_util.tree_map_with_path(part, network.params)
+    return jax.tree_util.tree_map_with_path(part, tails.parts(network))

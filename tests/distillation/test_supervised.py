@@ -1,9 +1,15 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from dfkt_jax.distillation.supervised import Supervised, _batch_index
-from tests.networks import tiny
+from dfkt_jax import models
+from dfkt_jax import network as net
+from dfkt_jax.distillation import optimizers
+from dfkt_jax.distillation.supervised import SFDA, Supervised, _batch_index
+from tests.networks import spec, tiny
 
 KEY = jax.random.key(2)
 
@@ -52,3 +58,49 @@ def test_label_smoothing_raises_the_floor():
   labels = jnp.zeros(8, jnp.int32)
   loss = lambda r: jax.jit(r.step)(KEY, r.init(tiny()), 0, images, labels)[1]
   assert loss(recipe).cross_entropy != loss(plain).cross_entropy
+
+
+def test_the_sfda_recipe_moves_the_backbone_a_tenth_as_fast():
+  module = models.build("convnet-half+bottleneck", 10)
+  network = net.init(KEY, module, spec())
+  images = jnp.asarray(
+    np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1)), jnp.uint8
+  )
+  labels = jnp.arange(8, dtype=jnp.int32)
+  moved = {}
+  for rate in (1.0, 0.1):
+    recipe = dataclasses.replace(SFDA, steps=10, backbone_rate=rate)
+    state, _ = jax.jit(recipe.step)(
+      KEY, recipe.init(network), 0, images, labels
+    )
+    moved[rate] = jax.tree.map(
+      lambda new, old: np.asarray(new - old),
+      state.network.params,
+      network.params,
+    )
+  pair = lambda *path: [moved[r][path[0]][path[1]] for r in (1.0, 0.1)]
+  full, tenth = pair("conv1", "kernel")
+  np.testing.assert_allclose(tenth, 0.1 * full, rtol=1e-2, atol=1e-7)
+  for name in ("bottleneck", "classifier"):
+    full, same = pair(name, "kernel")
+    np.testing.assert_allclose(same, full, rtol=1e-3, atol=1e-7)
+
+
+def test_schedules_by_hand():
+  rate = lambda name, step: float(
+    optimizers.learning_rate(0.1, 100, name)(jnp.int32(step))
+  )
+  assert rate("poly", 0) == pytest.approx(0.1)
+  assert rate("poly", 30) == pytest.approx(0.1 * 4.0**-0.75)
+  assert rate("cosine", 50) == pytest.approx(0.05)
+  assert rate("constant", 99) == pytest.approx(0.1)
+
+
+def test_nesterov_looks_ahead():
+  plain = optimizers.make("sgd", 1.0, 10, 0.9, 0.0, "constant")
+  ahead = optimizers.make("sgd", 1.0, 10, 0.9, 0.0, "constant", True)
+  first = lambda optimizer: optimizer.update(
+    jnp.ones(1), optimizer.init(jnp.zeros(1)), jnp.zeros(1)
+  )[0]
+  assert first(plain)[0] == pytest.approx(-1.0)
+  assert first(ahead)[0] == pytest.approx(-1.9)
