@@ -52,9 +52,30 @@ def gaussian_kl(
     squared = jnp.square(batch["mean"] - running["mean"])
     return ((squared + s2) / (2 * v) - 0.5 * jnp.log(s2 / v) - 0.5).sum()
 
+  return jax.tree.reduce(jnp.add, _by_layer(layer, taps, running))
+
+
+def style(taps: Mapping, running: Mapping, epsilon: float = 1e-5) -> jax.Array:
+  """Mean squared error of means and of deviations, the mean over layers.
+
+  Hou and Zheng, "Source Free Domain Adaptation with Image Translation", 2020:
+  an image's style is what BatchNorm is given. `epsilon` is added to variances,
+  as BatchNorm adds it.
+  """
+
+  def layer(batch, running):
+    deviation = lambda stats: jnp.sqrt(stats["var"] + epsilon)
+    means = jnp.square(batch["mean"] - running["mean"]).mean()
+    return means + jnp.square(deviation(batch) - deviation(running)).mean()
+
+  return jnp.stack(_by_layer(layer, taps, running)).mean()
+
+
+def _by_layer(function, taps, running):
+  """What `function` says of the statistics of every BatchNorm, as a list."""
   is_layer = lambda node: "mean" in node and "var" in node
-  terms = jax.tree.map(layer, taps, running, is_leaf=is_layer)
-  return jax.tree.reduce(jnp.add, terms)
+  terms = jax.tree.map(function, taps, running, is_leaf=is_layer)
+  return jax.tree.leaves(terms)
 
 
 def _norm(x):

@@ -52,3 +52,23 @@ def test_gradients_are_finite_where_two_examples_are_one():
     return relation.distances(z, z).sum() + relation.angles(z, z).sum()
 
   assert np.isfinite(jax.grad(loss)(twins)).all()
+
+
+def test_channels_compares_normalised_products_by_hand():
+  a, b = np.random.default_rng(1).normal(size=(2, 2, 3, 2, 4)).astype("f4")
+  total = 0.0
+  for x, y in zip(a.reshape(2, 6, 4), b.reshape(2, 6, 4)):
+    total += np.square(unit(x.T @ x) - unit(y.T @ y)).sum() / 4
+  answer = relation.channels(jnp.asarray(a), jnp.asarray(b))
+  assert answer == pytest.approx(float(total / 2), rel=1e-4)
+  # Where things are does not matter, nor how strong they are.
+  moved = jnp.asarray(3.0 * a[:, ::-1])
+  assert relation.channels(jnp.asarray(a), moved) == pytest.approx(0, abs=1e-5)
+
+
+def test_channels_has_a_finite_gradient_where_one_is_silent():
+  a, b = np.random.default_rng(1).normal(size=(2, 2, 3, 2, 4)).astype("f4")
+  a[..., 1] = 0.0
+  gradient = jax.grad(relation.channels)(jnp.asarray(a), jnp.asarray(b))
+  assert np.isfinite(gradient).all()
+  assert np.isfinite(jax.grad(relation.channels)(0 * a, jnp.asarray(b))).all()

@@ -38,6 +38,17 @@ def test_gaussian_kl_by_hand():
   assert same == pytest.approx(0.0, abs=1e-6)
 
 
+def test_style_is_the_mean_over_layers_of_both_errors():
+  first = (9 + 16) / 2
+  second = 1 + (np.sqrt(3) - 1) ** 2
+  value = statistics.style(TAPS, RUNNING, epsilon=0.0)
+  assert value == pytest.approx((first + second) / 2)
+  assert statistics.style(RUNNING, RUNNING) == 0.0
+  flat = jax.tree.map(jnp.zeros_like, TAPS)  # constant images
+  gradient = jax.grad(statistics.style)(flat, RUNNING)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 def test_no_distance_has_a_finite_gradient():
   gradient = jax.grad(statistics.norm_distance)(RUNNING, RUNNING)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

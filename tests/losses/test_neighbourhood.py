@@ -1,0 +1,85 @@
+"""Neighbourhood clustering against plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkt_jax import parallel
+from dfkt_jax.losses.neighbourhood import neighbourhood_entropy
+
+RNG = np.random.default_rng(0)
+
+
+def unit(*shape):
+  x = RNG.normal(size=shape)
+  return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+BANK, FEATURES = unit(16, 4), unit(4, 4)
+ROWS = np.array([3, 0, 9, 3])  # one image twice
+VALID = np.arange(16) < 14
+
+
+def by_hand(features):
+  keys = BANK.astype(np.float64).copy()
+  keys[ROWS] = features  # of the twins any will do: they do not see it
+  entropies = []
+  for i, row in enumerate(ROWS):
+    met = [k for k in range(16) if VALID[k] and k not in ROWS]
+    met = [keys[k] for k in met] + [
+      features[j] for j in range(4) if ROWS[j] != row
+    ]
+    odds = np.exp(np.array(met) @ features[i] / 0.3)
+    p = odds / odds.sum()
+    entropies.append(-(p * np.log(p)).sum())
+  return np.mean(entropies)
+
+
+def loss(features, bank=BANK):
+  return neighbourhood_entropy(features, bank, ROWS, VALID, 0.3)
+
+
+def test_it_is_the_entropy_of_similarities_to_all_others():
+  assert loss(jnp.asarray(FEATURES)) == pytest.approx(
+    by_hand(FEATURES), rel=1e-4
+  )
+
+
+def test_its_gradient_goes_through_both_sides():
+  gradient = jax.grad(loss)(jnp.asarray(FEATURES))
+  for index in ((0, 1), (2, 3)):
+    step = np.zeros((4, 4))
+    step[index] = 1e-4
+    wide = FEATURES.astype(np.float64)
+    slope = (by_hand(wide + step) - by_hand(wide - step)) / 2e-4
+    assert gradient[index] == pytest.approx(slope, rel=1e-2, abs=1e-4)
+
+
+def test_padding_and_ones_own_row_have_no_say():
+  moved = BANK.copy()
+  moved[[14, 15, 3, 0, 9]] = unit(5, 4)
+  np.testing.assert_allclose(
+    loss(jnp.asarray(FEATURES)), loss(jnp.asarray(FEATURES), moved), rtol=1e-6
+  )
+
+
+def test_an_image_alone_has_no_entropy():
+  alone = lambda f: neighbourhood_entropy(
+    f, BANK[:1], np.array([0]), np.array([True]), 0.05
+  )
+  value, gradient = jax.value_and_grad(alone)(jnp.asarray(FEATURES[:1]))
+  assert value == 0.0
+  assert (gradient == 0).all()
+
+
+def test_a_bank_on_eight_devices_answers_the_same():
+  mesh = parallel.make_mesh(8)
+  spec = jax.sharding.PartitionSpec(parallel.DATA)
+  split = jax.sharding.NamedSharding(mesh, spec)
+  with jax.set_mesh(mesh):
+    bank = jax.device_put(BANK, split)
+    both = jax.jit(jax.value_and_grad(loss))(jnp.asarray(FEATURES), bank)
+  expected = jax.value_and_grad(loss)(jnp.asarray(FEATURES))
+  for a, b in zip(both, expected):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
