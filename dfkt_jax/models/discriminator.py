@@ -61,14 +61,21 @@ def init(
   Raises:
     UsageError: so many strided convolutions leave no patch of the image.
   """
+  require_patches(shape, widths)
+  module = PatchDiscriminator(widths)
+  variables = module.init(key, jnp.zeros((2, *shape)))
+  return DiscriminatorNetwork(variables["params"], module)
+
+
+def require_patches(
+  shape: tuple[int, int, int], widths: tuple[int, ...]
+) -> None:
+  """Raises UsageError where halving so often leaves nothing of the image."""
   if min(shape[:2]) >> len(widths) < 1:
     raise UsageError(
       f"--discriminator-widths are {len(widths)} and each halves an image of"
       f" {shape[0]}x{shape[1]}: give fewer"
     )
-  module = PatchDiscriminator(widths)
-  variables = module.init(key, jnp.zeros((2, *shape)))
-  return DiscriminatorNetwork(variables["params"], module)
 
 
 def logits(network: DiscriminatorNetwork, images: jax.Array) -> jax.Array:
