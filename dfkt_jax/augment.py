@@ -3,6 +3,8 @@
 Images are [batch, height, width, channels] and keep shape and dtype.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -118,6 +120,173 @@ def mix(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
   mixed = jax.random.bernoulli(keys[4], share, (count, 1, 1, 1))
   weight = jnp.where(mixed, weight, 1.0)
   return weight * images + (1.0 - weight) * others
+
+
+def mixup(
+  key: jax.Array,
+  batch: Any,
+  alpha: float,
+  own_first: bool = False,
+  each: bool = False,
+) -> Any:
+  """w batch + (1 - w) batch in another order, for every array of a tree.
+
+  One w ~ Beta(alpha, alpha) and one order for all of them (mixup: Zhang et al.,
+  ICLR 2018). `own_first` takes w or 1 - w, whichever is larger, so that each
+  stays nearer to itself (MixMatch: Berthelot et al., NeurIPS 2019, equation 9).
+  `each` gives every example a w of its own.
+  """
+  weight_key, order_key = jax.random.split(key)
+  count = len(jax.tree.leaves(batch)[0])
+  weight = jax.random.beta(weight_key, alpha, alpha, (count if each else 1,))
+  if own_first:
+    weight = jnp.maximum(weight, 1.0 - weight)
+  order = jax.random.permutation(order_key, count)
+
+  def mix(x):
+    w = weight.reshape(-1, *[1] * (x.ndim - 1))
+    return w * x + (1.0 - w) * parallel.split(x[order])
+
+  return jax.tree.map(mix, batch)
+
+
+def quarter_turns(images: jax.Array, turns: jax.Array) -> jax.Array:
+  """Turns square images by i32[batch] quarters, 0 to 3, against the clock."""
+  turns, out = turns[:, None, None, None], images
+  for quarters in (1, 2, 3):
+    turned = jnp.rot90(images, quarters, axes=(1, 2))
+    out = jnp.where(turns == quarters, turned, out)
+  return out
+
+
+def strong(
+  key: jax.Array,
+  images: jax.Array,
+  *,
+  smallest_crop: float = 0.2,
+  colour: float = 0.4,
+  grey: float = 0.2,
+  blur: float = 0.5,
+  flip: bool = True,
+) -> jax.Array:
+  """The views of MoCo v2 (Chen et al. 2020): crop, colours, blur, flip.
+
+  A `resized_crop`, `colour_jitter` for 0.8 of the images, and so many made grey
+  and blurred. Images are in [0, 1].
+  """
+  keys = jax.random.split(key, 7)
+  images = resized_crop(keys[0], images, smallest_crop)
+  jittered = colour_jitter(keys[1], images, colour)
+  images = _some(keys[2], 0.8, jittered, images)
+  images = _some(keys[3], grey, luminance(images), images)
+  images = _some(keys[4], blur, gaussian_blur(keys[5], images), images)
+  return random_flip(keys[6], images) if flip else images
+
+
+def _some(key, share, changed, images):
+  """Each image of `changed` with this probability, else of `images`."""
+  chosen = jax.random.bernoulli(key, share, (len(images), 1, 1, 1))
+  return jnp.where(chosen, changed, images)
+
+
+def resized_crop(
+  key: jax.Array, images: jax.Array, smallest: float
+) -> jax.Array:
+  """A random rectangle of each image, blown up to its size, bilinear.
+
+  It has from `smallest` to all of the area and sides of 3:4 to 4:3 (Szegedy et
+  al., CVPR 2015), cut down where it would be larger than the image, where
+  torchvision draws again.
+  """
+  count, height, width, _ = images.shape
+  keys = jax.random.split(key, 3)
+  area = jax.random.uniform(keys[0], (count,), minval=smallest)
+  aspect = jnp.power(4 / 3, jax.random.uniform(keys[1], (count,), minval=-1.0))
+  sides = [jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)]
+  sides = jnp.minimum(jnp.stack(sides, 1), 1.0)
+  corners = (1.0 - sides) * jax.random.uniform(keys[2], (count, 2))
+
+  def crop(image, side, corner):
+    pixels = jnp.array([height, width])
+    return jax.image.scale_and_translate(
+      image,
+      image.shape,
+      (0, 1),
+      1.0 / side,
+      -corner / side * pixels,
+      "linear",
+      antialias=False,
+    )
+
+  return jax.vmap(crop)(images, sides, corners)
+
+
+def colour_jitter(
+  key: jax.Array, images: jax.Array, strength: float
+) -> jax.Array:
+  """Brightness, contrast, saturation and hue, drawn for each image.
+
+  The first three by factors of 1 - strength to 1 + strength, the last by up to
+  a quarter of `strength` of the circle, as MoCo v2 has it. They come in this
+  order, and hue turns about the grey axis: torchvision shuffles and goes
+  through HSV. An image of one channel has no colour: the first two remain.
+  """
+  keys = jax.random.split(key, 4)
+  shape = (len(images), 1, 1, 1)
+  factor = lambda k: jax.random.uniform(
+    k, shape, minval=max(0.0, 1.0 - strength), maxval=1.0 + strength
+  )
+  images = _blend(images, jnp.zeros_like(images), factor(keys[0]))
+  level = luminance(images).mean((1, 2, 3), keepdims=True)
+  images = _blend(images, level, factor(keys[1]))
+  if images.shape[-1] != 3:
+    return images
+  images = _blend(images, luminance(images), factor(keys[2]))
+  turn = jax.random.uniform(keys[3], shape[:1], minval=-1.0)
+  return jnp.clip(_turn_hue(images, strength / 4 * turn), 0.0, 1.0)
+
+
+def _blend(images, other, factor):
+  return jnp.clip(other + factor * (images - other), 0.0, 1.0)
+
+
+def _turn_hue(images, turn):
+  """By f32[batch] of the circle about the axis on which colours are equal."""
+  cos, sin = jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)
+  cross = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
+  wide = lambda x: x[:, None, None]
+  matrix = (
+    wide(cos) * jnp.eye(3)[None]
+    + wide(1.0 - cos) * jnp.full((1, 3, 3), 1 / 3)
+    + wide(sin) * cross[None] / jnp.sqrt(3.0)
+  )
+  return jnp.einsum("bhwc,bcd->bhwd", images, matrix)
+
+
+def luminance(images: jax.Array) -> jax.Array:
+  """What is seen without colour, in all channels (ITU-R 601)."""
+  if images.shape[-1] != 3:
+    return images
+  weights = jnp.array([0.299, 0.587, 0.114])
+  grey = jnp.einsum("bhwc,c->bhw", images, weights)[..., None]
+  return jnp.broadcast_to(grey, images.shape)
+
+
+def gaussian_blur(key: jax.Array, images: jax.Array) -> jax.Array:
+  """Blurs each image by a deviation of its own; edges are not darkened.
+
+  0.1 to 2 pixels at a height of 224 (MoCo v2), in proportion at other sizes.
+  """
+  count, height, width, _ = images.shape
+  sigma = jax.random.uniform(key, (count, 1, 1), minval=0.1, maxval=2.0)
+  sigma *= height / 224
+
+  def kernel(size):
+    offsets = jnp.arange(size)[:, None] - jnp.arange(size)[None]
+    squared = jnp.square(offsets)[None] / jnp.square(sigma)
+    return jax.nn.softmax(-0.5 * squared, axis=-1)
+
+  return jnp.einsum("bij,bkl,bjlc->bikc", kernel(height), kernel(width), images)
 
 
 def smooth_noise(

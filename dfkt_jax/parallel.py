@@ -73,6 +73,13 @@ def local(mesh: Mesh) -> Mesh:
   )
 
 
+def gather(tree: Any) -> Any:
+  """Arrays, split over devices or not, as host arrays on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def of_first_process(tree: Any) -> Any:
   """Host arrays as the first process has them, on every process."""
   if jax.process_count() == 1:

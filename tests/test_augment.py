@@ -124,3 +124,175 @@ def test_mixed_images_lie_between_two_of_the_batch():
   assert 0.1 < between.mean() < 0.4
   same = np.asarray(augment.mix(KEY, images, 0.0))
   np.testing.assert_array_equal(same, images)
+
+
+def test_mixup_has_one_weight_and_one_order_for_all_arrays():
+  labels = jnp.eye(6)
+  images, mixed = augment.mixup(KEY, (IMAGES, labels), 0.75)
+  # Labels are one-hot: they tell who was mixed with whom, and how.
+  weights = np.asarray(jnp.diagonal(mixed))
+  moved = weights < 1.0 - 1e-6
+  assert moved.sum() >= 2
+  assert np.ptp(weights[moved]) < 1e-6
+  flat = np.asarray(IMAGES).reshape(6, -1)
+  expected = np.asarray(mixed) @ flat
+  np.testing.assert_allclose(images.reshape(6, -1), expected, rtol=1e-4)
+  assert set(np.asarray(mixed).sum(0).round(4)) == {1.0}
+
+
+def test_mixup_may_give_each_a_weight_of_its_own():
+  labels = jnp.eye(6)
+  images, mixed = augment.mixup(KEY, (IMAGES, labels), 1.0, each=True)
+  weights = np.asarray(jnp.diagonal(mixed))
+  moved = weights < 1.0 - 1e-6
+  assert len(set(weights[moved].round(5))) == moved.sum() >= 2
+  expected = np.asarray(mixed) @ np.asarray(IMAGES).reshape(6, -1)
+  np.testing.assert_allclose(images.reshape(6, -1), expected, rtol=1e-4)
+
+
+def test_mixup_may_keep_each_nearer_to_itself():
+  smallest = {False: [], True: []}
+  for own_first, weights in smallest.items():
+    for index in range(20):
+      key = jax.random.fold_in(KEY, index)
+      mixed = augment.mixup(key, jnp.eye(6), 1.0, own_first)
+      weights.append(float(jnp.diagonal(mixed).min()))
+  assert min(smallest[True]) >= 0.5
+  assert min(smallest[False]) < 0.4
+
+
+def test_a_small_alpha_hardly_mixes():
+  spread = {}
+  for alpha in (0.1, 10.0):
+    far = [
+      augment.mixup(jax.random.fold_in(KEY, i), jnp.eye(6), alpha).max(1)
+      for i in range(40)
+    ]
+    spread[alpha] = np.mean(far)
+  assert spread[0.1] > 0.85
+  assert spread[10.0] < 0.7
+
+
+def test_quarter_turns_are_numpys():
+  turns = jnp.array([0, 1, 2, 3, 1, 0])
+  turned = np.asarray(augment.quarter_turns(IMAGES, turns))
+  for old, new, count in zip(np.asarray(IMAGES), turned, turns):
+    np.testing.assert_array_equal(np.rot90(old, int(count)), new)
+
+
+def ramp(size=12, count=300):
+  """Images whose first channels are the row and the column, in [0, 1]."""
+  line = (jnp.arange(size) + 0.5) / size
+  y, x = jnp.meshgrid(line, line, indexing="ij")
+  image = jnp.stack([y, x, jnp.zeros_like(y)], -1)
+  return jnp.broadcast_to(image, (count, *image.shape))
+
+
+def test_a_resized_crop_is_a_rectangle_within_the_image():
+  cropped = np.asarray(augment.resized_crop(KEY, ramp(), 0.25))
+  inner = cropped[:, 2:-2, 2:-2]
+  # Inside it is linear in either direction: the slope is the side's length.
+  heights = np.diff(inner[..., 0], axis=1) * 12
+  widths = np.diff(inner[..., 1], axis=2) * 12
+  assert np.ptp(heights, axis=(1, 2)).max() < 1e-3
+  height, width = heights[:, 0, 0], widths[:, 0, 0]
+  area = height * width
+  assert 0.2 < area.min() < 0.35
+  assert 0.8 < area.max() <= 1.0 + 1e-3
+  assert np.abs(np.log(height / width)).max() < np.log(4 / 3) + 1e-3
+  # Nothing from outside comes in, and everything in it can.
+  assert cropped[..., :2].min() > 0.0
+  assert cropped[:, 0, 0, 0].max() > 0.3
+  assert cropped[:, -1, -1, 0].max() > 0.95
+
+
+def test_a_resized_crop_of_all_keeps_one_side_whole():
+  cropped = np.asarray(augment.resized_crop(KEY, ramp(), 1.0))
+  slopes = [12 * np.diff(cropped[:, 2:-2, 2:-2, c], axis=c + 1) for c in (0, 1)]
+  sides = np.stack([s[:, 0, 0] for s in slopes])
+  np.testing.assert_allclose(sides.max(0), 1.0, rtol=1e-3)
+  assert sides.min() < 0.9
+
+
+def test_without_colour_only_brightness_and_contrast_change():
+  grey = jax.random.uniform(KEY, (200, 6, 6, 1))
+  changed = np.asarray(augment.colour_jitter(KEY, 0.5 * grey, 0.4))
+  # Brightness and contrast are one line through grey levels (none was cut).
+  for old, new in zip(0.5 * np.asarray(grey), changed):
+    old, new = old.ravel(), new.ravel()
+    fair = (new > 0.0) & (new < 1.0)
+    slope, offset = np.polyfit(old[fair], new[fair], 1)
+    np.testing.assert_allclose(slope * old[fair] + offset, new[fair], atol=1e-4)
+    assert 0.3 < slope < 2.0
+  np.testing.assert_allclose(
+    augment.colour_jitter(KEY, grey, 0.0), grey, atol=1e-6
+  )
+  np.testing.assert_array_equal(augment.luminance(grey), grey)
+
+
+def test_colours_turn_about_grey():
+  images = jax.random.uniform(KEY, (50, 4, 4, 3), minval=0.3, maxval=0.7)
+  third = augment._turn_hue(images, jnp.full(50, 1 / 3))
+  # A third of the circle exchanges the three.
+  np.testing.assert_allclose(third, jnp.roll(images, 1, -1), atol=1e-5)
+  grey = jnp.broadcast_to(images[..., :1], images.shape)
+  turned = augment._turn_hue(grey, jnp.linspace(-0.5, 0.5, 50))
+  np.testing.assert_allclose(turned, grey, atol=1e-5)
+
+
+def test_jittered_colours_stay_in_range_and_differ_by_image():
+  image = jnp.array([0.9, 0.1, 0.4]).reshape(1, 1, 1, 3)
+  many = jnp.broadcast_to(image, (300, 4, 4, 3))
+  changed = np.asarray(augment.colour_jitter(KEY, many, 0.4))
+  assert changed.min() >= 0.0
+  assert changed.max() <= 1.0
+  assert len(np.unique(changed[:, 0, 0].round(5), axis=0)) > 250
+  np.testing.assert_allclose(
+    augment.colour_jitter(KEY, many, 0.0), many, atol=1e-5
+  )
+
+
+def test_luminance_by_hand():
+  image = jnp.array([1.0, 0.5, 0.25]).reshape(1, 1, 1, 3)
+  expected = 0.299 + 0.587 * 0.5 + 0.114 * 0.25
+  np.testing.assert_allclose(augment.luminance(image), expected, rtol=1e-5)
+
+
+def test_a_blur_spreads_a_point_and_darkens_no_edge():
+  flat = jnp.ones((20, 64, 64, 3))
+  blurred = augment.gaussian_blur(KEY, flat)
+  np.testing.assert_allclose(blurred, 1.0, rtol=1e-5)
+  point = jnp.zeros((400, 224, 1, 1)).at[:, 112].set(1.0)
+  spread = np.asarray(augment.gaussian_blur(KEY, point))[:, :, 0, 0]
+  np.testing.assert_allclose(spread.sum(1), 1.0, atol=1e-3)
+  offsets = np.arange(224) - 112
+  deviations = np.sqrt((spread * offsets[None] ** 2).sum(1))
+  assert deviations.min() < 0.2
+  assert 1.8 < deviations.max() < 2.05
+  small = jnp.zeros((50, 28, 1, 1)).at[:, 14].set(1.0)
+  # In proportion: at an eighth of the size a quarter of a pixel at most.
+  assert augment.gaussian_blur(KEY, small)[:, 14].min() > 0.9
+
+
+def test_strong_views_have_what_was_asked_for():
+  images = jax.random.uniform(KEY, (400, 8, 8, 3))
+  nothing = dict(colour=0.0, grey=0.0, blur=0.0, flip=False)
+  plain = augment.strong(KEY, images, smallest_crop=0.2, **nothing)
+  crops = augment.resized_crop(jax.random.split(KEY, 7)[0], images, 0.2)
+  np.testing.assert_allclose(plain, crops, atol=1e-5)
+  options = {**nothing, "grey": 0.2}
+  grey = np.asarray(augment.strong(KEY, images, **options))
+  no_colour = (np.ptp(grey, axis=-1) < 1e-6).all((1, 2))
+  assert no_colour.mean() == pytest.approx(0.2, abs=0.06)
+  options = {**nothing, "colour": 0.4}
+  jittered = np.asarray(augment.strong(KEY, images, **options))
+  changed = (np.abs(jittered - np.asarray(plain)) > 1e-4).any((1, 2, 3))
+  assert changed.mean() == pytest.approx(0.8, abs=0.06)
+  options = {**nothing, "flip": True}
+  flipped = np.asarray(augment.strong(KEY, images, **options))
+  same = (np.abs(flipped - np.asarray(plain)) < 1e-5).all((1, 2, 3))
+  assert same.mean() == pytest.approx(0.5, abs=0.1)
+  # A single channel comes out as finite as it went in, in [0, 1].
+  digit = np.asarray(augment.strong(KEY, images[..., :1]))
+  assert digit.shape == (400, 8, 8, 1)
+  assert digit.min() >= 0.0 and digit.max() <= 1.0 + 1e-6

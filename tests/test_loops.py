@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkt_jax.loops import Loops
+from dfkt_jax.loops import Loops, when
 
 
 def body(carry, index, factor):
@@ -47,3 +47,18 @@ def test_one_compilation_serves_all_indices():
     for start in (0, 3, 6):
       carry, _ = repeat(carry, start, 1.0)
     assert count == 1
+
+
+@pytest.mark.parametrize("backend", ["cpu", "accelerator"])
+def test_when_computes_or_leaves_alone(monkeypatch, backend):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  double = lambda x: {"x": 2.0 * x, "found": jnp.int32(7)}
+  idle = {"x": jnp.array([5.0, jnp.nan]), "found": jnp.int32(0)}
+  x = jnp.array([1.0, 2.0])
+  choose = lambda holds: when(holds, double, idle, x)
+  jaxpr = str(jax.make_jaxpr(choose)(True))
+  assert ("cond" in jaxpr) == (backend != "cpu")
+  done, left = (jax.jit(choose)(holds) for holds in (True, False))
+  np.testing.assert_array_equal(done["x"], [2.0, 4.0])
+  np.testing.assert_array_equal(left["x"], idle["x"])
+  assert (done["found"], left["found"]) == (7, 0)

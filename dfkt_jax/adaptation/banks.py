@@ -89,7 +89,8 @@ def read(bank: jax.Array, rows: jax.Array) -> jax.Array:
     here = (place >= 0) & (place < len(bank))
     values = bank[jnp.clip(place, 0, len(bank) - 1)]
     wide = here.reshape(*here.shape, *[1] * (bank.ndim - 1))
-    return jax.lax.psum(jnp.where(wide, values, 0), DATA)
+    # Of bool banks it is a sum of integers.
+    return jax.lax.psum(jnp.where(wide, values, 0), DATA).astype(bank.dtype)
 
   return _on_own_rows(own, lambda bank, rows: bank[rows], (bank,), (rows,))
 

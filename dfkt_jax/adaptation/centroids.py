@@ -35,11 +35,32 @@ def pseudo_labels(
     features: f32[rows, width], of the bottleneck or penultimate.
     probabilities: f32[rows, classes].
   """
-  classes = probabilities.shape[1]
   ones = jnp.ones((len(features), 1))
-  features = normalise(jnp.concatenate([features, ones], 1))
-  labels = probabilities.argmax(1)
-  weights = probabilities
+  return cluster(
+    normalise(jnp.concatenate([features, ones], 1)),
+    probabilities,
+    valid,
+    threshold,
+  ).labels
+
+
+class Clusters(NamedTuple):
+  labels: jax.Array  # i32[rows]
+  cosines: jax.Array  # f32[rows, classes]; -inf where a class has no centroid
+
+
+def cluster(
+  features: jax.Array,
+  weights: jax.Array,
+  valid: jax.Array,
+  threshold: int = 0,
+) -> Clusters:
+  """The rounds of `pseudo_labels`, of f32[rows, width] of length 1.
+
+  The first centroids are of f32[rows, classes] weights, whatever they are.
+  """
+  classes = weights.shape[1]
+  labels = weights.argmax(1)
   for _ in range(ROUNDS):
     weights = jnp.where(valid[:, None], weights, 0.0)
     counts = jnp.where(valid[:, None], _one_hot(labels, classes), 0.0).sum(0)
@@ -50,7 +71,7 @@ def pseudo_labels(
     similarity = jnp.where(known, similarity, -jnp.inf)
     labels = similarity.argmax(1)
     weights = _one_hot(labels, classes)
-  return labels.astype(jnp.int32)
+  return Clusters(labels.astype(jnp.int32), similarity)
 
 
 def sure(logits: jax.Array, valid: jax.Array) -> jax.Array:

@@ -83,8 +83,9 @@ class Course:
     """The share of the steps that is done, f32[] in [0, 1]."""
     return learner.step / self.steps
 
-  def _optimizer(self, network: Network) -> optax.GradientTransformation:
-    make = lambda rate: optimizers.make(
+  def make_optimizer(self, rate: float = 1.0) -> optax.GradientTransformation:
+    """The optimiser at so many times `lr`, for what a method has besides."""
+    return optimizers.make(
       self.optimizer,
       self.lr * rate,
       self.steps,
@@ -93,6 +94,8 @@ class Course:
       self.schedule,
       self.nesterov,
     )
+
+  def _optimizer(self, network: Network) -> optax.GradientTransformation:
     rates = {
       BACKBONE: self.backbone_rate,
       BOTTLENECK: self.bottleneck_rate,
@@ -100,7 +103,7 @@ class Course:
       FROZEN: 0.0,
     }
     groups: dict[Hashable, optax.GradientTransformation] = {
-      name: make(rate) if rate else optax.set_to_zero()
+      name: self.make_optimizer(rate) if rate else optax.set_to_zero()
       for name, rate in rates.items()
     }
     return optax.multi_transform(groups, self.parts(network))

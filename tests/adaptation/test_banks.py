@@ -83,3 +83,8 @@ def test_integers_and_flags_are_kept_in_banks_too(mesh):
   assert jax.jit(banks.read)(bank, np.array([3, 60])).tolist() == [3, 60]
   bank = jax.jit(banks.write)(bank, np.array([3]), np.array([-1], np.int32))
   assert bank[3] == -1
+  flags = labels % 3 == 0
+  read = jax.jit(lambda bank, rows: ~banks.read(bank, rows))
+  found = read(on(mesh, flags), np.array([3, 60, 61]))
+  # Of integers ~ would be another thing.
+  assert found.tolist() == [False, False, True]
