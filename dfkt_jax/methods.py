@@ -9,8 +9,17 @@ import sys
 
 from dfkt_jax.adaptation.aad import AaD
 from dfkt_jax.adaptation.ada_bn import AdaBN
+from dfkt_jax.adaptation.ada_contrast import AdaContrast
+from dfkt_jax.adaptation.cowa import CoWA
+from dfkt_jax.adaptation.cpga import CPGA
+from dfkt_jax.adaptation.dine import DINE
+from dfkt_jax.adaptation.gan_3c import GAN3C
+from dfkt_jax.adaptation.notela import NOTELA
 from dfkt_jax.adaptation.nrc import NRC
+from dfkt_jax.adaptation.sfda_de import SFDADE
+from dfkt_jax.adaptation.sfit import SFIT
 from dfkt_jax.adaptation.shot import SHOT
+from dfkt_jax.adaptation.shot_plus_plus import SHOTPlusPlus
 from dfkt_jax.adaptation.tent import Tent
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
@@ -45,10 +54,19 @@ OPENWORLD: Mapping[str, type] = {
 
 
 ADAPTERS: Mapping[str, type] = {
+  "3c-gan": GAN3C,
   "aad": AaD,
   "ada-bn": AdaBN,
+  "ada-contrast": AdaContrast,
+  "cowa": CoWA,
+  "cpga": CPGA,
+  "dine": DINE,
+  "notela": NOTELA,
   "nrc": NRC,
+  "sfda-de": SFDADE,
+  "sfit": SFIT,
   "shot": SHOT,
+  "shot++": SHOTPlusPlus,
   "tent": Tent,
 }
 
@@ -63,7 +81,7 @@ def find(name: str, methods: Mapping[str, type]) -> type:
   if plain in methods:
     return methods[plain]
   if ":" in name:
-    return _from_file(name)
+    return _from_file(name, adapts=methods is ADAPTERS)
   close = difflib.get_close_matches(plain, methods, n=1)
   hint = f"did you mean {close[0]}? " if close else ""
   raise UsageError(
@@ -82,7 +100,7 @@ def transfer_recipe(method: type) -> Transfer:
   return getattr(method, "transfer", Transfer())
 
 
-def _from_file(name):
+def _from_file(name, adapts):
   path, _, attribute = name.rpartition(":")
   module = load_module(Path(path), f"method {name!r}")
   method = getattr(module, attribute, None)
@@ -92,7 +110,9 @@ def _from_file(name):
       " behind the colon and decorate it with @dataclass(frozen=True)"
     )
   functions, contract = ("init", "step", "sample"), "synthesis"
-  if is_open_world(method):
+  if adapts:
+    functions, contract = ("init", "step", "network"), "adaptation"
+  elif is_open_world(method):
     functions, contract = ("select", "init", "step", "student"), "openworld"
   missing = [
     function

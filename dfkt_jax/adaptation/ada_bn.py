@@ -85,9 +85,12 @@ class AdaBN:
 def drift(source: Network, adapted: Network) -> jax.Array:
   """How far BatchNorm's means have moved, in the source's deviations, f32[].
 
-  The mean over channels, then over layers; 0 without BatchNorm.
+  The mean over channels, then over layers; 0 without BatchNorm, and where a
+  method makes a network of another architecture.
   """
   old, new = source.batch_stats, adapted.batch_stats
+  if source.module != adapted.module:
+    return jnp.float32(0.0)
   means, deviations = _select(old, "mean"), _select(old, "var")
   layers = [
     (jnp.abs(moved - means[path]) / jnp.sqrt(deviations[path] + 1e-5)).mean()

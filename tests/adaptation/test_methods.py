@@ -12,11 +12,18 @@ from dfkt_jax import parallel
 from dfkt_jax.adaptation import ada_bn, nrc
 from dfkt_jax.adaptation.aad import AaD
 from dfkt_jax.adaptation.ada_bn import AdaBN
+from dfkt_jax.adaptation.ada_contrast import AdaContrast
 from dfkt_jax.adaptation.answers import make_look
 from dfkt_jax.adaptation.contract import Batch
 from dfkt_jax.adaptation.course import Course
+from dfkt_jax.adaptation.cowa import CoWA
+from dfkt_jax.adaptation.cpga import CPGA
+from dfkt_jax.adaptation.gan_3c import GAN3C
 from dfkt_jax.adaptation.nrc import NRC
+from dfkt_jax.adaptation.sfda_de import SFDADE
+from dfkt_jax.adaptation.sfit import SFIT
 from dfkt_jax.adaptation.shot import SHOT, UNKNOWN
+from dfkt_jax.adaptation.shot_plus_plus import SHOTPlusPlus
 from dfkt_jax.adaptation.tent import Tent
 from dfkt_jax.errors import UsageError
 from dfkt_jax.methods import ADAPTERS
@@ -28,6 +35,21 @@ PIXELS = np.random.default_rng(0).integers(
 )
 COURSE = Course(steps=40, batch_size=8, lr=0.02)
 METHODS = {name: method() for name, method in ADAPTERS.items()}
+# Where the defaults are too large for small networks, or begin with a stage in
+# which the network stays as it is.
+METHODS["3c-gan"] = GAN3C(
+  latent=8, generator_widths=(8, 8), discriminator_widths=(4,)
+)
+METHODS["ada-contrast"] = AdaContrast(queue_size=32, neighbours=3)
+METHODS["cowa"] = CoWA(epsilon=1e-2)
+METHODS["cpga"] = CPGA(
+  generator_steps=5, generator_batch_size=16, generator_width=8, latent=4
+)
+METHODS["sfda-de"] = SFDADE(minimum_images=1)
+METHODS["sfit"] = SFIT(translator_width=4, translator_blocks=1)
+METHODS["shot++"] = SHOTPlusPlus(
+  head_share=0.0, transfer_share=1.0, unlabelled_weight=1.0
+)
 
 
 def course_of(method):
@@ -72,7 +94,8 @@ def test_one_device_equals_eight(name):
   np.testing.assert_allclose(infos, others, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"ada-bn"}))
+# CoWA's weights grow with every relabelling: its own test holds them.
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"ada-bn", "cowa"}))
 def test_steps_decrease_the_loss(name):
   _, infos = run(METHODS[name], 12, same_batch=True)
   first, last = (
