@@ -109,6 +109,39 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: int) -> dict:
   }
 
 
+def open_set_score(
+  logits: np.ndarray, known: np.ndarray, labels: np.ndarray, classes: int
+) -> dict:
+  """Where some images are of no class the network knows.
+
+  Args:
+    known: bool[n], which images the network takes for one of its classes.
+    labels: i32[n]; `classes` stands for all that it does not know.
+
+  Returns:
+    OS* ("known_accuracy", the mean over known classes), "unknown_accuracy", OS
+    (the mean over both), the H-score 2 OS* UNK / (OS* + UNK), and
+    "per_class_accuracy" with the unknown ones last.
+  """
+  decisions = np.where(known, logits.argmax(1), classes)
+  right = decisions == labels
+  per_class = [
+    share(right[labels == k]) if (labels == k).any() else None
+    for k in range(classes + 1)
+  ]
+  present = [value for value in per_class[:-1] if value is not None]
+  inside, outside = float(np.mean(present or [0.0])), per_class[-1] or 0.0
+  both = [*present, outside]
+  return {
+    "accuracy": share(right),
+    "mean_class_accuracy": round(float(np.mean(both)), 6),
+    "known_accuracy": round(inside, 6),
+    "unknown_accuracy": outside,
+    "h_score": round(2 * inside * outside / max(inside + outside, 1e-12), 6),
+    "per_class_accuracy": per_class,
+  }
+
+
 def _calibration_error(confidence, right):
   bins = np.minimum(
     (confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1

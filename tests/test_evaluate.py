@@ -56,3 +56,17 @@ def test_other_class_names_are_refused():
   dataset = Dataset("made", IMAGES, LABELS, tuple("abcdefghji"))
   with pytest.raises(UsageError, match="made has the classes a, b, c, d"):
     evaluate.evaluate(network.replace(spec=spec), dataset)
+
+
+def test_an_open_set_by_hand():
+  logits = 5.0 * np.eye(3)[[0, 1, 1, 2, 0, 2]]
+  known = np.array([True, True, True, False, False, True])
+  labels = np.array([0, 1, 0, 2, 3, 3])  # 3: no class the network knows
+  found = evaluate.open_set_score(logits, known, labels, 3)
+  assert found["per_class_accuracy"] == [0.5, 1.0, 0.0, 0.5]
+  assert found["known_accuracy"] == 0.5
+  assert found["unknown_accuracy"] == 0.5
+  assert found["h_score"] == 0.5
+  assert found["mean_class_accuracy"] == 0.5
+  nothing = evaluate.open_set_score(logits, ~known & False, labels, 3)
+  assert nothing["h_score"] == 0.0

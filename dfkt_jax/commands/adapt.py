@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from dfkt_jax import files, parallel, teachers, workdir
-from dfkt_jax.adaptation import diagnostics
+from dfkt_jax import data, files, parallel, teachers, workdir
+from dfkt_jax.adaptation import banks, diagnostics
 from dfkt_jax.adaptation.answers import make_look
+from dfkt_jax.adaptation.centroids import sure
 from dfkt_jax.adaptation.contract import Adapter, Batch
 from dfkt_jax.adaptation.course import Course
-from dfkt_jax.commands import evaluation, summary
+from dfkt_jax.commands import embedding, evaluation, summary
 from dfkt_jax.commands.checks import check_numbers
 from dfkt_jax.commands.openworld import CACHE
 from dfkt_jax.data.pool import ImagePool, open_pool
 from dfkt_jax.data.stream import Stream, put
 from dfkt_jax.driver import RunOptions, drive
 from dfkt_jax.errors import UsageError
-from dfkt_jax.evaluate import make_predict, score
+from dfkt_jax.evaluate import make_predict, open_set_score, score, share
 from dfkt_jax.metrics import read_metrics
 
 M = TypeVar("M", bound=Adapter)
@@ -40,6 +42,10 @@ class Adapt(Generic[M]):
   source: Path  # directory of the source network
   target: str  # unlabelled images, see 'dfkt list datasets'; labels are ignored
   eval_dataset: str | None = None  # labelled images that evaluation alone reads
+  class_map: Path | None = (
+    None  # JSON: its class names to the source's, or null
+  )
+  oracle: bool = False  # also log accuracies on the target, whose labels it has
   seed: int = 0
   pool_cache: Path = CACHE  # where decoded images are kept
 
@@ -60,7 +66,7 @@ class _State(NamedTuple):
 def _run(config: Adapt, options: RunOptions) -> dict:
   check_numbers(config)
   source, card = teachers.load(config.source)
-  dataset = evaluation.load(config.eval_dataset, source)
+  dataset = evaluation.load(config.eval_dataset, source, config.class_map)
   settings = {
     "command": "adapt",
     **workdir.settings(dataclasses.replace(config, pool_cache=None)),
@@ -73,20 +79,23 @@ def _run(config: Adapt, options: RunOptions) -> dict:
   cache = config.pool_cache.expanduser()
   pool = open_pool(config.target, source.spec.shape, cache, say=_say)
   course = _course(config, pool)
+  labels = _target_labels(config, pool)
   mesh = parallel.make_mesh(options.devices)
   with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
     source = parallel.replicate(source, mesh)
-    judge = _Judge(source, dataset) if dataset else None
+    judge = _Judge(source, dataset, config) if dataset else None
     with Stream(_Rows(pool), course.batch_size, config.seed) as stream:
       state, pace = _adapt(
-        config, course, options, source, pool, stream, mesh, judge
+        config, course, options, source, pool, stream, mesh, judge, labels
       )
     network = jax.device_get(config.method.network(state.method))
+    # A method may make a network of another architecture than the source's.
+    made = getattr(config.method, "arch", "")
     result = {
       "command": "adapt",
       "method": type(config.method).__name__,
       "source_sha256": card.weights_sha256,
-      "arch": card.arch,
+      "arch": made or card.arch,
       "target": config.target,
       "target_images": len(pool),
       "seed": config.seed,
@@ -94,7 +103,8 @@ def _run(config: Adapt, options: RunOptions) -> dict:
       "eval_dataset": config.eval_dataset,
       **summary.accuracies(options.workdir),
       **(judge.verdict(network) if judge else {}),
-      "warnings": _warnings(options.workdir, course.epoch(len(pool)), source),
+      **_oracle_verdict(options.workdir),
+      "notes": _warnings(options.workdir, course.epoch(len(pool)), source),
       **summary.cost(pace, course.batch_size),
     }
     if jax.process_index() == 0:
@@ -104,10 +114,10 @@ def _run(config: Adapt, options: RunOptions) -> dict:
         network,
         teachers.describe(
           network,
-          card.arch,
-          naming=card.naming,
+          made or card.arch,
+          naming=None if made else card.naming,
           source=f"dfkt adapt {name} of {card.source}",
-          extras=card.extras,
+          extras=None if made else card.extras,
         ),
         replace=True,
       )
@@ -145,36 +155,59 @@ class _Rows:
 
 
 class _Judge:
-  """The only reader of labels."""
+  """The only reader of the evaluation set."""
 
-  def __init__(self, source, dataset):
+  def __init__(self, source, dataset, config):
     self._dataset, self._predict = dataset, make_predict()
+    # As many classes as the source has stand for all that it does not know.
+    self._open = bool((dataset.labels == source.spec.classes).any())
+    if not self._open and getattr(config.method, "open_set", False):
+      _say(
+        "note: --open-set is on and --eval-dataset has no unknown class; name"
+        " them with null in --class-map"
+      )
     self._source = self._score(source)
 
   def __call__(self, network) -> dict[str, float]:
     found = self._score(network)
-    return {
-      "eval/accuracy": found["accuracy"],
-      "eval/mean_class_accuracy": found["mean_class_accuracy"],
-    }
+    names = ("accuracy", "mean_class_accuracy", "h_score")
+    return {f"eval/{name}": found[name] for name in names if name in found}
 
   def verdict(self, network) -> dict[str, Any]:
     """Source and adapted network, class by class."""
     found = self._score(network)
+    apart = ("accuracy", "images")
+    names = list(network.spec.class_names)
     return {
       "source_accuracy": self._source["accuracy"],
       "source_mean_class_accuracy": self._source["mean_class_accuracy"],
-      "mean_class_accuracy": found["mean_class_accuracy"],
-      "per_class_accuracy": found["per_class_accuracy"],
-      "class_names": list(network.spec.class_names),
+      **{k: v for k, v in found.items() if k not in apart},
+      "class_names": [*names, "unknown"] if names and self._open else names,
     }
 
   def _score(self, network):
     logits = self._predict(network, self._dataset.images)
-    return score(logits, self._dataset.labels, network.spec.classes)
+    labels, classes = self._dataset.labels, network.spec.classes
+    if not self._open:
+      return score(logits, labels, classes)
+    known = sure(jnp.asarray(logits), jnp.ones(len(logits), bool))
+    return open_set_score(logits, np.asarray(known), labels, classes)
 
 
-def _adapt(config, course, options, source, pool, stream, mesh, judge):
+def _target_labels(config, pool) -> np.ndarray | None:
+  """i32[images] where --oracle asks for them."""
+  if not config.oracle:
+    return None
+  labels = data.load(config.target, pool.images.shape[1:3]).labels
+  if len(labels) != len(pool):
+    raise UsageError(
+      f"--oracle needs a label for each of the {len(pool)} images of --target"
+      f" {config.target} and it has {len(labels)}: leave --oracle out"
+    )
+  return labels
+
+
+def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
   method = config.method
   key = jax.random.key(config.seed)
   look = make_look(pool.images, mesh)
@@ -187,6 +220,9 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge):
   relabel = jax.jit(functools.partial(_relabel, method, course))
   step = jax.jit(functools.partial(_step, method, course), donate_argnums=0)
   network = jax.jit(method.network)
+  shown = embedding.sample(len(pool))
+  view = jax.jit(_view)
+  before = embedding.View(*jax.device_get(view(answers, shown)))
   # What the network says after so many steps.
   latest = (0, answers)
 
@@ -217,9 +253,11 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge):
     for sentence in diagnostics.complaints(found, done // epoch, classes):
       _say(f"warning: {sentence}")
     metrics = {f"target/{k}": float(v) for k, v in found._asdict().items()}
+    if labels is not None:
+      metrics |= _oracle(decide(answers), state.method, labels)
     return {**metrics, **(judge(adapted) if judge else {})}
 
-  return drive(
+  state, pace = drive(
     options,
     title=f"adapt {type(method).__name__}",
     state=_State(state, decide(answers)),
@@ -230,6 +268,35 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge):
     images_per_round=course.batch_size,
     stream=stream,
   )
+  last = look_after(state, course.steps)
+  after = embedding.View(*jax.device_get(view(last, shown)))
+  if jax.process_index() == 0:
+    picture = embedding.draw(before, after, source.spec.class_names)
+    if picture:
+      path = options.workdir / "images" / "embedding.png"
+      files.write_atomic(path, picture)
+  return state, pace
+
+
+def _view(answers, rows):
+  logits = banks.read(answers.logits, rows)
+  return banks.read(answers.features, rows), logits.argmax(1)
+
+
+def _oracle(decisions, state, labels) -> dict[str, float]:
+  """Accuracies on the target, of the network and of what it said online."""
+  right = lambda said: share(parallel.gather(said)[: len(labels)] == labels)
+  metrics = {"oracle/target_accuracy": right(decisions)}
+  if hasattr(state, "decisions"):
+    metrics["oracle/online_accuracy"] = right(state.decisions)
+  return metrics
+
+
+def _oracle_verdict(workdir) -> dict[str, float]:
+  """What was last seen of the target's labels."""
+  last = read_metrics(workdir)[-1]
+  found = {k: v for k, v in last.items() if k.startswith("oracle/")}
+  return {name.replace("/", "_"): value for name, value in found.items()}
 
 
 def _warnings(workdir, epoch, source) -> list[str]:

@@ -1,6 +1,13 @@
 """Student and teacher on the evaluation set."""
 
-from dfkt_jax import data, evaluate
+from collections.abc import Mapping
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from dfkt_jax import data, evaluate, files
+from dfkt_jax.errors import UsageError
 from dfkt_jax.network import InputSpec, Network
 
 
@@ -21,10 +28,54 @@ class Evaluation:
     return {"eval/accuracy": result["accuracy"], "eval/agreement": agreement}
 
 
-def load(text: str | None, teacher: Network) -> data.Dataset | None:
-  """The evaluation set at the teacher's input, if there is one."""
+def load(
+  text: str | None, teacher: Network, class_map: Path | None = None
+) -> data.Dataset | None:
+  """The evaluation set at the teacher's input, if there is one.
+
+  Args:
+    class_map: a JSON object from the set's class names to the teacher's, or to
+      null for classes that the teacher does not know; their label becomes the
+      number of its classes.
+  """
   if text is None:
     return None
   spec: InputSpec = teacher.spec
   dataset = data.load(text, (spec.height, spec.width))
-  return evaluate.fit_to(teacher, dataset)
+  if class_map is None:
+    return evaluate.fit_to(teacher, dataset)
+  mapped = _rename(dataset, spec, class_map)
+  known = np.where(mapped.labels < spec.classes, mapped.labels, 0)
+  fitted = evaluate.fit_to(teacher, dataclasses.replace(mapped, labels=known))
+  return dataclasses.replace(fitted, labels=mapped.labels)
+
+
+def _rename(dataset, spec, path) -> data.Dataset:
+  mapping = files.read_json(path)
+  if not dataset.class_names or not spec.class_names:
+    which = "--eval-dataset" if spec.class_names else "the network"
+    raise UsageError(
+      f"--class-map {path} maps names and {which} has no class names: leave it"
+      " out"
+    )
+  names = set(spec.class_names)
+  if not isinstance(mapping, Mapping) or not all(
+    value is None or value in names for value in mapping.values()
+  ):
+    raise UsageError(
+      f"--class-map {path}: expected a JSON object from class names of"
+      f" {dataset.name} to null or one of {', '.join(spec.class_names)}"
+    )
+  missing = [name for name in dataset.class_names if name not in mapping]
+  if missing:
+    raise UsageError(
+      f"--class-map {path} says nothing of the class {missing[0]!r} of"
+      f" {dataset.name}: add it, with null if the network does not know it"
+    )
+  to = {None: spec.classes}
+  to |= {name: index for index, name in enumerate(spec.class_names)}
+  table = [to[mapping[name]] for name in dataset.class_names]
+  labels = np.asarray(table, np.int32)[dataset.labels]
+  return dataclasses.replace(
+    dataset, labels=labels, class_names=spec.class_names
+  )

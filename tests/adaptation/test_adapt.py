@@ -1,5 +1,6 @@
 """`dfkt adapt`, as a user types it."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from dfkt_jax import cli, data, teachers
@@ -17,7 +19,8 @@ from dfkt_jax import network as net
 from dfkt_jax.errors import UsageError
 from dfkt_jax.methods import ADAPTERS
 from dfkt_jax.metrics import read_metrics
-from tests.networks import tiny
+from dfkt_jax.report import report
+from tests.networks import spec, tiny
 
 TIMES = ("wall_seconds", "images_per_second", "device")
 
@@ -100,7 +103,7 @@ def test_a_collapse_is_told(inputs, tmp_path, capsys):
   result = adapt(
     *(inputs, "tent", tmp_path / "w", "--lr", "3", "--epochs", "8"),
   )
-  assert "collapsed" in result["warnings"][0]
+  assert "collapsed" in result["notes"][0]
   assert "collapsed" in capsys.readouterr().err
 
 
@@ -145,3 +148,91 @@ def test_kill_9_and_run_again(inputs, tmp_path, method):
     assert moment is not None or process.returncode == 0, text
   assert "resuming after step" in text
   assert outcome(killed) == outcome(whole)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+  """A source that knows eight digits by name, and digits with all ten."""
+  place = tmp_path_factory.mktemp("named")
+  eight = tuple("01234567")
+  network = jax.device_get(
+    tiny(
+      widths=(16, 32, 64),
+      input_spec=dataclasses.replace(spec(), classes=8, class_names=eight),
+    )
+  )
+  teachers.save(
+    place / "s", network, teachers.describe(network, "convnet-half")
+  )
+  np.savez(place / "target", images=data.load("digits/train").images[:90])
+  everything = {str(k): str(k) if k < 8 else None for k in range(10)}
+  (place / "map.json").write_text(json.dumps(everything))
+  everything.pop("3")
+  (place / "gap.json").write_text(json.dumps(everything))
+  (place / "wrong.json").write_text('{"0": "zero"}')
+  return place
+
+
+def of_ten(named, workdir, *flags):
+  return [
+    str(word)
+    for word in (
+      *("adapt", "shot", "--source", named / "s", "--workdir", workdir),
+      *("--target", f"npz:{named / 'target.npz'}", "--batch-size", "16"),
+      *("--eval-dataset", "digits/test", "--devices", "1", "--epochs", "1"),
+      *("--pool-cache", named / "cache", *flags),
+    )
+  ]
+
+
+@pytest.mark.parametrize(
+  ("flags", "parts"),
+  [
+    ([], ["digits/test has label 9", "8 classes"]),
+    (["--class-map", "gap.json"], ["says nothing of the class '3'"]),
+    (["--class-map", "wrong.json"], ["expected a JSON object", "0, 1, 2"]),
+    (["--class-map", "none.json"], ["none.json"]),
+  ],
+)
+def test_classes_have_to_match(named, tmp_path, capsys, flags, parts):
+  flags = [named / f if f.endswith(".json") else f for f in flags]
+  with pytest.raises(SystemExit) as stop:
+    cli.main(of_ten(named, tmp_path / "w", *flags))
+  assert stop.value.code == UsageError.exit_code
+  said = capsys.readouterr().err
+  for part in parts:
+    assert part in said
+
+
+def test_an_open_set_is_scored_as_one(named, tmp_path):
+  flags = ["--class-map", named / "map.json", "--open-set", "True"]
+  cli.main(of_ten(named, tmp_path / "w", *flags))
+  result = json.loads((tmp_path / "w" / "result.json").read_text())
+  known, unknown = result["known_accuracy"], result["unknown_accuracy"]
+  assert result["h_score"] == pytest.approx(
+    2 * known * unknown / max(known + unknown, 1e-12), abs=1e-5
+  )
+  assert len(result["per_class_accuracy"]) == 9
+  assert result["class_names"][-1] == "unknown"
+  assert read_metrics(tmp_path / "w")[-1]["eval/h_score"] == result["h_score"]
+
+
+def test_only_the_oracle_reads_the_targets_labels(inputs, tmp_path, capsys):
+  flags = ["--target", "digits/test[:90]", "--oracle", "True"]
+  result = adapt(inputs, "tent", tmp_path / "w", *flags)
+  assert 0.0 <= result["oracle_online_accuracy"] <= 1.0
+  assert 0.0 <= result["oracle_target_accuracy"] <= 1.0
+  without = adapt(inputs, "tent", tmp_path / "v", *flags[:2])
+  assert not any("oracle" in name for name in without)
+  assert without["accuracy_last"] == result["accuracy_last"]
+  with pytest.raises(SystemExit):
+    adapt(inputs, "tent", tmp_path / "u", "--oracle", "True")
+  assert "target.npz" in capsys.readouterr().err
+
+
+def test_the_picture_shows_the_target_before_and_after(inputs, tmp_path):
+  adapt(inputs, "ada-bn", tmp_path / "w")
+  with Image.open(tmp_path / "w" / "images" / "embedding.png") as picture:
+    assert picture.width > 600
+  page = report([tmp_path / "w"])
+  assert "embedding" in page.read_text()
