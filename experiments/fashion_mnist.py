@@ -31,7 +31,7 @@ from dfkt_jax.synthesis.zskd import ZSKD
 
 _TRANSFER = Transfer(
   kd=KD(
-    steps=12_000,
+    steps=6000,
     optimizer="adam",
     lr=4e-3,
     weight_decay=0.0,

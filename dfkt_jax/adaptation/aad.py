@@ -9,16 +9,17 @@ whose features are nearest to image i's by cosine; s are predictions kept in a
 bank, constants to the gradient. The second sum runs over the batch, so a_0
 means what it says at the paper's batch of 64. Gradients reach both its factors.
 
-Banks are NRC's and are written before neighbours are looked up.
+Banks are NRC's, are written before neighbours are looked up, and hold features
+of which nothing is dropped.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax import network as net
 from dfkt_jax.adaptation import banks, nrc
 from dfkt_jax.adaptation.contract import Answers, Batch
 from dfkt_jax.adaptation.course import Course
@@ -51,24 +52,8 @@ class AaD:
   def step(
     self, key: jax.Array, state: State, batch: Batch, course: Course
   ) -> tuple[State, Info]:
-    augment_key, dropout_key = jax.random.split(key)
-    images = course.augment(augment_key, batch.images)
-    network = state.learner.network
-    progress = course.progress(state.learner)
-
-    def loss(params):
-      logits, taps, variables = net.train_features(
-        network.with_params(params), images, dropout_key
-      )
-      written = nrc.write(state, batch.rows, taps["penultimate"], logits)
-      info = self.loss(logits, batch.rows, written, progress)
-      return info.loss, (variables, written, info)
-
-    gradient, (variables, written, info) = jax.grad(loss, has_aux=True)(
-      network.params
-    )
-    learner = course.update(state.learner, gradient, variables)
-    return written._replace(learner=learner), info
+    loss = functools.partial(self.loss, progress=course.progress(state.learner))
+    return nrc.descend(key, state, batch, course, loss)
 
   def loss(
     self, logits: jax.Array, rows: jax.Array, state: State, progress: jax.Array

@@ -1,9 +1,10 @@
 """AdaBN: BatchNorm's statistics of the target in place of the source's.
 
 Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation",
-2016. No gradient. One pass over the target, every BatchNorm running on the
-batch's own statistics; mean and variance of its input over all batches become
-the running ones, in whatever order the batches came:
+2016. No gradient. One pass over the target (the last batch is filled up with
+images of another), every BatchNorm running on the batch's own statistics; mean
+and variance of its input over all batches become the running ones, in whatever
+order the batches came:
 
   mean = E_b[mean_b],   variance = E_b[variance_b + mean_b^2] - mean^2
 """

@@ -27,11 +27,12 @@ def nearest(
 ) -> jax.Array:
   """The `count` rows with the largest inner product, i32[queries, count].
 
-  Cosine similarity where all rows have length 1. The nearest comes first.
+  Cosine similarity where all rows have length 1. The nearest comes first; -1
+  fills the list of a query that has fewer neighbours.
 
   Args:
     queries: f32[queries, width].
-    bank: f32[rows, width], `count` rows or more.
+    bank: f32[rows, width].
     own: i32[queries], a row of the bank that is not a query's neighbour.
     valid: bool[rows]; the others are nobody's neighbours.
   """
@@ -42,7 +43,6 @@ def nearest(
 
   def search(first, bank, valid, queries, own):
     size = min(chunk, len(bank))
-    keep = min(count, len(bank))
 
     def look(index, best):
       # The last chunk reaches back, over rows that were looked at.
@@ -58,10 +58,10 @@ def nearest(
       return _best(
         jnp.concatenate([best[0], similarity], 1),
         jnp.concatenate([best[1], numbers], 1),
-        keep,
+        count,
       )
 
-    shape = (len(queries), keep)
+    shape = (len(queries), count)
     best = (jnp.full(shape, -jnp.inf), jnp.full(shape, -1))
     return jax.lax.fori_loop(0, -(-len(bank) // size), look, best)
 
@@ -82,21 +82,34 @@ def _best(similarity, numbers, count):
 
 
 def read(bank: jax.Array, rows: jax.Array) -> jax.Array:
-  """`bank[rows]` for i32 rows of any shape, on every device."""
+  """`bank[rows]` for i32 rows of any shape, on every device.
+
+  Zero for rows that are not there, as the -1 of `nearest`.
+  """
 
   def own(first, bank, rows):
     place = rows - first
     here = (place >= 0) & (place < len(bank))
     values = bank[jnp.clip(place, 0, len(bank) - 1)]
     wide = here.reshape(*here.shape, *[1] * (bank.ndim - 1))
-    # Of bool banks it is a sum of integers.
-    return jax.lax.psum(jnp.where(wide, values, 0), DATA).astype(bank.dtype)
+    return jnp.where(wide, values, 0)
 
-  return _on_own_rows(own, lambda bank, rows: bank[rows], (bank,), (rows,))
+  def merge(first, bank, rows):
+    # Of bool banks it is a sum of integers.
+    return jax.lax.psum(own(first, bank, rows), DATA).astype(bank.dtype)
+
+  alone = lambda bank, rows: own(0, bank, rows).astype(bank.dtype)
+  return _on_own_rows(merge, alone, (bank,), (rows,))
 
 
 def write(bank: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
-  """`bank` with `values` at i32[count] rows; those outside are dropped."""
+  """`bank` with `values` at i32[count] rows; those outside are dropped.
+
+  Of a row that comes twice the last value stands, on every device.
+  """
+  order = jnp.arange(len(rows))
+  again = (rows[:, None] == rows[None]) & (order[:, None] < order[None])
+  rows = jnp.where(again.any(1), len(bank), rows)
 
   def own(first, bank, rows, values):
     place = rows - first

@@ -43,7 +43,9 @@ class Adapter(Protocol):
 
     course: the `Course` recipe of its paper (else the default);
     relabel(key, state, answers, course) -> State: at the start of every epoch,
-      with the answers of `network(state)`.
+      with the answers of `network(state)`;
+    arch: the name of the network's architecture, where it is not the source's;
+    open_set: whether it tells images of classes that the source does not know.
   """
 
   def init(

@@ -30,7 +30,11 @@ class Learner(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-  """Hyper-parameters; defaults of SHOT on objects (Liang et al., ICML 2020)."""
+  """Hyper-parameters; defaults of SHOT on objects (Liang et al., ICML 2020).
+
+  But for augmentation: there images are cropped and mirrored, here they stay as
+  they are unless asked for.
+  """
 
   epochs: int = 15  # over the target, where --steps is 0
   steps: int = 0  # in all; 0: so many epochs

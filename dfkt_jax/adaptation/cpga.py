@@ -147,13 +147,13 @@ class CPGA:
   def step(
     self, key: jax.Array, state: State, batch: Batch, course: Course
   ) -> tuple[State, Info]:
-    augment_key, dropout_key, draw_key = jax.random.split(key, 3)
+    augment_key, draw_key = jax.random.split(key)
     images = course.augment(augment_key, batch.images)
     network = state.learner.network
 
     def loss(params, head):
       _, taps, variables = net.train_features(
-        network.with_params(params), images, dropout_key
+        network.with_params(params), images, None
       )
       features = normalise(taps["penultimate"])
       info, early = self.loss(draw_key, features, head, batch.rows, state)

@@ -11,10 +11,11 @@ over the distillation. The last `tuning_share` of the steps has the two middle
 terms alone. One w a batch; sg: a constant to the gradient.
 
 The source's weights are never read: of the source this file takes the
-predictions, the shape of the images, the number of classes and, unless `arch`
-names one, the architecture, whose weights are drawn anew. `dfkt adapt` asks the
-source for its predictions too, to start with and to compare accuracies; but its
-target/bn_drift, of the log alone, does compare BatchNorm with the source's.
+predictions, the shape of the images and how they are normalised, the classes
+and, unless `arch` names one, the architecture, whose weights are drawn anew.
+`dfkt adapt` asks the source for its predictions too, to start with and to
+compare accuracies; but its target/bn_drift, of the log alone, does compare
+BatchNorm with the source's.
 
 Deviations. The paper's network begins with ImageNet weights, and all but its
 head learns at a tenth of the rate; ours is drawn at random, so --backbone-rate

@@ -171,7 +171,7 @@ class NOTELA:
     )
 
   def _ask(self, state, rows, near, theirs):
-    # Where there are fewer images than neighbours, padding fills the list.
+    # Where there are fewer images than neighbours, -1 fills the list.
     weights = banks.read(state.valid, near)
     if theirs is not None:
       weights &= (theirs == rows[:, None, None]).any(-1)

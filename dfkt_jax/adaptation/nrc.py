@@ -13,12 +13,15 @@ Rows of the batch are written to the banks before neighbours are looked up. An
 image is not its own neighbour, but remains among the expanded ones, which
 stands in for the paper's self term, as in released code. Deviation: banks begin
 with the source's answers to images as they are, in released code to augmented
-ones. `weights="released"` gives every A the value r, as the released VisDA
-script does, by a mistake; it is what the paper's VisDA figure comes from.
+ones. Nothing is dropped: the paper's networks have no dropout, and features of
+which half are zero find other neighbours. `weights="released"` gives every A
+the value r, as the released VisDA script does, by a mistake; it is what the
+paper's VisDA figure comes from.
 """
 
+from collections.abc import Callable
 import dataclasses
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,23 +75,7 @@ class NRC:
   def step(
     self, key: jax.Array, state: State, batch: Batch, course: Course
   ) -> tuple[State, Info]:
-    augment_key, dropout_key = jax.random.split(key)
-    images = course.augment(augment_key, batch.images)
-    network = state.learner.network
-
-    def loss(params):
-      logits, taps, variables = net.train_features(
-        network.with_params(params), images, dropout_key
-      )
-      written = write(state, batch.rows, taps["penultimate"], logits)
-      info = self.loss(logits, batch.rows, written)
-      return info.loss, (variables, written, info)
-
-    gradient, (variables, written, info) = jax.grad(loss, has_aux=True)(
-      network.params
-    )
-    learner = course.update(state.learner, gradient, variables)
-    return written._replace(learner=learner), info
+    return descend(key, state, batch, course, self.loss)
 
   def loss(self, logits: jax.Array, rows: jax.Array, state: State) -> Info:
     """Of f32[batch, classes] logits of images with i32[batch] rows."""
@@ -118,6 +105,35 @@ class NRC:
 
   def network(self, state: State) -> Network:
     return state.learner.network
+
+
+def descend(
+  key: jax.Array,
+  state: State,
+  batch: Batch,
+  course: Course,
+  loss: Callable[[jax.Array, jax.Array, State], Any],
+) -> tuple[State, Any]:
+  """A step down loss(logits, rows, state) of the banks with the batch written.
+
+  What `loss` returns is an Info.
+  """
+  images = course.augment(key, batch.images)
+  network = state.learner.network
+
+  def total(params):
+    logits, taps, variables = net.train_features(
+      network.with_params(params), images, None
+    )
+    written = write(state, batch.rows, taps["penultimate"], logits)
+    info = loss(logits, batch.rows, written)
+    return info.loss, (variables, written, info)
+
+  gradient, (variables, written, info) = jax.grad(total, has_aux=True)(
+    network.params
+  )
+  learner = course.update(state.learner, gradient, variables)
+  return written._replace(learner=learner), info
 
 
 def write(state, rows, features, logits):

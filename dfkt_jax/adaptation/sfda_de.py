@@ -25,7 +25,8 @@ as many target images of each as features. Centre k begins as anchor k and stays
 k's: there they are matched anew. Its rate falls as (1 + 5e-4 t)^-2.25: here as
 --schedule says. It relabels every 100 steps, not every epoch. BatchNorm's rate
 is ten times the others': here its gradient is (`norm_rate`), which for SGD is
-the same but for weight decay.
+the same but for weight decay. Nothing is dropped of features, as the surrogates
+are of clean ones.
 """
 
 import dataclasses
@@ -83,7 +84,9 @@ class SFDADE:
   draws_per_class: int = 3  # surrogate features of each
   norm_rate: float = 10.0  # times the gradient of BatchNorm's parameters
 
-  course: ClassVar[Course] = Course(lr=1e-4, classifier_rate=0.0)
+  course: ClassVar[Course] = Course(
+    lr=1e-4, backbone_rate=1.0, classifier_rate=0.0
+  )
 
   def init(
     self, key: jax.Array, source: Network, answers: Answers, course: Course
@@ -100,7 +103,7 @@ class SFDADE:
   def step(
     self, key: jax.Array, state: State, batch: Batch, course: Course
   ) -> tuple[State, Info]:
-    augment_key, dropout_key, draw_key = jax.random.split(key, 3)
+    augment_key, draw_key = jax.random.split(key)
     images = course.augment(augment_key, batch.images)
     labels = banks.read(state.labels, batch.rows)
     drawn, classes = self.draw(draw_key, labels, state.surrogates)
@@ -108,7 +111,7 @@ class SFDADE:
 
     def loss(params):
       adapted = network.with_params(params)
-      logits, taps, variables = net.train_features(adapted, images, dropout_key)
+      logits, taps, variables = net.train_features(adapted, images, None)
       last = tails.layers(network)[-1]
       theirs = drawn @ tails.kernel(adapted, last)
       theirs += tails.bias(adapted, last)[None]

@@ -291,7 +291,8 @@ class SFIT:
 
 def last_map(taps: dict[str, jax.Array]) -> str:
   """The name of the last of a network's intermediates that is a map."""
-  return max(name for name, tap in taps.items() if tap.ndim == 4)
+  maps = [name for name, tap in taps.items() if tap.ndim == 4]
+  return max(maps, key=lambda name: (len(name), name))  # stage10 after stage9
 
 
 def _share(course, share):

@@ -100,6 +100,8 @@ class SHOT:
     marginal = information.marginal_entropy(logits)
     weight = jnp.where(epoch < self.label_warmup, 0.0, self.label_weight)
     total = weight * cross_entropy + entropy - self.diversity_weight * marginal
+    # Of a batch without a known image only the mean would be left.
+    total = jnp.where(known.any(), total, 0.0)
     return Info(total, cross_entropy, entropy, marginal)
 
   def network(self, state: State) -> Network:

@@ -19,7 +19,8 @@ w >= 1/2 of Beta(alpha, alpha); t is the share of the stage that is done. The
 two halves of what comes out go through BatchNorm one after the other.
 
 The split is made at the relabelling before stage 3 (or at the start), so up to
-an epoch before it. The stages' learning rates fall each over its own steps.
+an epoch before it. Learning rates fall over each stage's own steps, the head's
+over the first two together.
 
 a, alpha and u: 0.6, 0.75 and 100 for objects; a 0.2 and alpha 0.1 for digits
 (released settings). Shares of the stages are VisDA's 15, 15 and 10 epochs.

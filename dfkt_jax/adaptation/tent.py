@@ -3,9 +3,10 @@
   L = mean H(p)
 
 Wang et al., "Tent: Fully Test-time Adaptation by Entropy Minimization", ICLR
-2021, equation 1. Online: every image is seen once and predicted before the
-update of its batch, with BatchNorm on the batch's own statistics (as released).
-`decisions` keeps these predictions. `episodic=True` forgets after every batch.
+2021, equation 1. Online: every image is predicted before the update of its
+batch, with BatchNorm on the batch's own statistics (as released). `decisions`
+keeps these predictions. The last batch is filled up with images seen before.
+`episodic=True` forgets after every batch.
 
 Deviations: all BatchNorms take part, that of a bottleneck too, where released
 code has those of convolutions alone; and running statistics follow the target,

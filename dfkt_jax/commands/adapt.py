@@ -217,14 +217,15 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
   state = jax.jit(init)(jax.random.fold_in(key, 0), source, answers)
   decide = jax.jit(diagnostics.decide)
   diagnose = jax.jit(diagnostics.diagnose)
+  first = decide(answers)
   relabel = jax.jit(functools.partial(_relabel, method, course))
   step = jax.jit(functools.partial(_step, method, course), donate_argnums=0)
   network = jax.jit(method.network)
   shown = embedding.sample(len(pool))
   view = jax.jit(_view)
   before = embedding.View(*jax.device_get(view(answers, shown)))
-  # What the network says after so many steps.
-  latest = (0, answers)
+  # What the network says after so many steps; kinds of warnings given.
+  latest, said = (0, answers), set()
 
   def look_after(state, done):
     nonlocal latest
@@ -248,10 +249,14 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
   def observe(state, done):
     answers = look_after(state, done)
     adapted = network(state.method)
-    found = jax.device_get(diagnose(answers, state.decisions, source, adapted))
+    found = jax.device_get(
+      diagnose(answers, state.decisions, first, source, adapted)
+    )
     classes = source.spec.classes
     for sentence in diagnostics.complaints(found, done // epoch, classes):
-      _say(f"warning: {sentence}")
+      if sentence.split(":")[0] not in said:
+        _say(f"warning: {sentence}")
+      said.add(sentence.split(":")[0])
     metrics = {f"target/{k}": float(v) for k, v in found._asdict().items()}
     if labels is not None:
       metrics |= _oracle(decide(answers), state.method, labels)
@@ -260,7 +265,7 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
   state, pace = drive(
     options,
     title=f"adapt {type(method).__name__}",
-    state=_State(state, decide(answers)),
+    state=_State(state, first),
     rounds=course.steps,
     advance=advance,
     observe=observe,

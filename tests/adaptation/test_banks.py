@@ -48,6 +48,26 @@ def test_more_neighbours_than_a_device_has_rows(mesh):
   np.testing.assert_array_equal(found, expected)
 
 
+def test_what_is_missing_is_minus_one_and_read_as_zero(mesh):
+  few = np.arange(64) < 3
+  find = jax.jit(lambda q, b, v: banks.nearest(q, b, 70, valid=v))
+  bank = on(mesh, BANK)
+  found = find(QUERIES, bank, on(mesh, few))
+  assert found.shape == (6, 70)
+  assert (found[:, 3:] == -1).all()
+  read = jax.jit(banks.read)(bank, found)
+  assert (read[:, 3:] == 0).all()
+  assert (read[:, :3] != 0).all()
+
+
+def test_of_a_row_that_comes_twice_the_last_value_stands(mesh):
+  values = np.arange(20.0, dtype=np.float32).reshape(4, 5)
+  rows = np.array([9, 31, 9, 9])
+  written = jax.jit(banks.write)(on(mesh, BANK), rows, values)
+  np.testing.assert_array_equal(written[9], values[3])
+  np.testing.assert_array_equal(written[31], values[1])
+
+
 def test_rows_are_read_and_written(mesh):
   rows = np.array([[63, 0], [7, 8]])
   read = jax.jit(banks.read)(on(mesh, BANK), rows)

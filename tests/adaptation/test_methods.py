@@ -1,14 +1,15 @@
 """Every method of adaptation: its loss by hand, and what all must do."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfkt_jax import models, parallel
 from dfkt_jax import network as net
-from dfkt_jax import parallel
 from dfkt_jax.adaptation import ada_bn, nrc
 from dfkt_jax.adaptation.aad import AaD
 from dfkt_jax.adaptation.ada_bn import AdaBN
@@ -45,7 +46,7 @@ METHODS["cowa"] = CoWA(epsilon=1e-2)
 METHODS["cpga"] = CPGA(
   generator_steps=5, generator_batch_size=16, generator_width=8, latent=4
 )
-METHODS["sfda-de"] = SFDADE(minimum_images=1)
+METHODS["sfda-de"] = SFDADE(minimum_images=1, norm_rate=1.0)
 METHODS["sfit"] = SFIT(translator_width=4, translator_blocks=1)
 METHODS["shot++"] = SHOTPlusPlus(
   head_share=0.0, transfer_share=1.0, unlabelled_weight=1.0
@@ -58,16 +59,28 @@ def course_of(method):
   )
 
 
+@functools.cache
+def programs(method, devices):
+  """init, step and relabel, compiled once for all tests of a method."""
+  relabel = getattr(method, "relabel", None)
+  return (
+    jax.jit(method.init, static_argnums=3),
+    jax.jit(method.step, static_argnums=3, donate_argnums=1),
+    relabel and jax.jit(relabel, static_argnums=3),
+  )
+
+
+@functools.cache
 def run(method, steps, devices=1, same_batch=False):
   """The state after some steps, and the infos, on so many devices."""
   course = course_of(method)
+  init, step, relabel = programs(method, devices)
   mesh = parallel.make_mesh(devices)
   with jax.set_mesh(mesh):
     source = parallel.replicate(tiny(), mesh)
     look = make_look(PIXELS, mesh)
     answers = look(source)
-    state = jax.jit(method.init, static_argnums=3)(KEY, source, answers, course)
-    step = jax.jit(method.step, static_argnums=3, donate_argnums=1)
+    state = init(KEY, source, answers, course)
     infos = []
     for index in range(steps):
       start = 0 if same_batch else 8 * index % 32
@@ -77,11 +90,9 @@ def run(method, steps, devices=1, same_batch=False):
       key = jax.random.fold_in(KEY, index)
       state, info = step(key, state, batch, course)
       infos.append(jax.device_get(info))
-      if hasattr(method, "relabel") and index % 4 == 3:
+      if relabel and index % 4 == 3:
         answers = look(method.network(state))
-        state = jax.jit(method.relabel, static_argnums=3)(
-          key, state, answers, course
-        )
+        state = relabel(key, state, answers, course)
     return jax.device_get(method.network(state)), infos
 
 
@@ -107,7 +118,7 @@ def test_steps_decrease_the_loss(name):
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"ada-bn"}))
 def test_only_what_is_meant_to_moves(name):
   method = METHODS[name]
-  before, (after, _) = tiny(), run(method, 3)
+  before, (after, _) = tiny(), run(method, 6)
   parts = course_of(method).parts(before)
   rates = {"classifier": course_of(method).classifier_rate, "frozen": 0.0}
   moved = set()
@@ -252,6 +263,28 @@ def test_the_batch_is_written_to_the_banks():
   np.testing.assert_array_equal(state.features[2], BANK[2])
 
 
+@pytest.mark.parametrize("method", [NRC(), AaD()])
+def test_neighbours_are_looked_for_with_nothing_dropped(method):
+  source = net.init(KEY, models.build("shot-lenet", 10), spec(28))
+  pixels = np.random.default_rng(1).integers(0, 256, (8, 28, 28, 1), np.uint8)
+  mesh = parallel.make_mesh(1)
+  with jax.set_mesh(mesh):
+    state = method.init(KEY, source, make_look(pixels, mesh)(source), COURSE)
+    batch = Batch(jnp.asarray(pixels, jnp.float32) / 255, jnp.arange(8))
+    states = [
+      method.step(jax.random.key(seed), state, batch, COURSE)[0]
+      for seed in (0, 1)
+    ]
+  one, other = (state.features for state in states)
+  np.testing.assert_array_equal(one, other)
+
+
+def test_shot_leaves_a_batch_of_unknown_images_alone():
+  labels = jnp.full(4, UNKNOWN)
+  info = SHOT(open_set=True).loss(LOGITS, labels, jnp.int32(0))
+  assert info.loss == 0.0
+
+
 # BatchNorm.
 
 
@@ -320,8 +353,6 @@ def test_tents_episodes_begin_with_the_source():
 
 @pytest.mark.parametrize("method", [AdaBN(), Tent()])
 def test_methods_that_need_batch_norm_say_so(method):
-  from dfkt_jax import models
-
   plain = net.init(KEY, models.build("lenet5", 10), spec(28))
   with pytest.raises(UsageError, match="LeNet5 has none"):
     method.init(KEY, plain, None, COURSE)
