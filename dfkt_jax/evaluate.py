@@ -1,6 +1,7 @@
 """How good a network is on labelled images."""
 
 from collections.abc import Callable
+import itertools
 
 import jax
 import numpy as np
@@ -30,11 +31,23 @@ def fit_to(network: Network, dataset: Dataset) -> Dataset:
   names = dataset.class_names
   if names and spec.class_names and names != spec.class_names:
     raise UsageError(
-      f"dataset {dataset.name} has the classes {', '.join(names[:4])}, ... and"
-      f" the network {', '.join(spec.class_names[:4])}, ...: give a dataset of"
-      " the network's classes, in its order"
+      f"dataset {dataset.name} has {len(names)} classes and the network"
+      f" {spec.classes}; {_first_difference(names, spec.class_names)}: give a"
+      " dataset of the network's classes, in its order, or (dfkt adapt) a"
+      " --class-map"
     )
   return data.fit(dataset, spec.height, spec.width, spec.channels)
+
+
+def _first_difference(names, expected):
+  place, there, here = next(
+    (place, there, here)
+    for place, (there, here) in enumerate(
+      itertools.zip_longest(names, expected, fillvalue="missing")
+    )
+    if there != here
+  )
+  return f"class {place} is {there!r} there and {here!r} here"
 
 
 def make_predict() -> Callable[[Network, np.ndarray], np.ndarray]:

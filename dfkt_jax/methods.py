@@ -77,7 +77,7 @@ def find(name: str, methods: Mapping[str, type]) -> type:
   Raises:
     UsageError: there is none, or it lacks what a method has.
   """
-  plain = name.replace("_", "-")
+  plain = name.lower().replace("_", "-")
   if plain in methods:
     return methods[plain]
   if ":" in name:

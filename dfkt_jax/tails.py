@@ -93,6 +93,12 @@ def _apply(network, layer, answer, h) -> Any:
     return network.module.apply(network.variables, x, train=False)
 
 
+def classify(network: Network, features: jax.Array) -> jax.Array:
+  """f32[n, classes], what the last layer makes of f32[n, width]."""
+  last = layers(network)[-1]
+  return features @ kernel(network, last) + bias(network, last)[None]
+
+
 def kernel(network: Network, layer: Layer) -> jax.Array:
   """f32[..., inputs, outputs] of a linear layer or a convolution."""
   params = _at(network.params, layer.path)

@@ -57,6 +57,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
   """Takes the folder for a run of these settings, new or to be resumed.
 
+  A folder that was new is gone again where the run refuses its input.
+
   Raises:
     UsageError: it belongs to other settings, to another running process or to
       somebody else, or cannot be written.
@@ -66,6 +68,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     return
   path = workdir / "config.json"
   check(workdir, config)
+  new = not path.exists()
   if path.exists():
     if not has_progress(workdir):
       files.write_json(path, config)
@@ -77,7 +80,15 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
   else:
     files.write_json(path, config)
   with _lock(workdir):
-    yield
+    try:
+      yield
+    except UsageError:
+      if new and not has_progress(workdir):
+        for made in (path, workdir / ".lock"):
+          made.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else
+          workdir.rmdir()
+      raise
 
 
 def finished(workdir: Path) -> dict | None:

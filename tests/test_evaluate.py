@@ -54,7 +54,7 @@ def test_other_class_names_are_refused():
   names = tuple("abcdefghij")
   spec = net.InputSpec(8, 8, 1, (0.4,), (0.3,), 10, names)
   dataset = Dataset("made", IMAGES, LABELS, tuple("abcdefghji"))
-  with pytest.raises(UsageError, match="made has the classes a, b, c, d"):
+  with pytest.raises(UsageError, match="class 8 is 'j' there and 'i' here"):
     evaluate.evaluate(network.replace(spec=spec), dataset)
 
 

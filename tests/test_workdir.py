@@ -105,3 +105,18 @@ def test_a_teacher_may_move(tmp_path):
     workdir.claim(tmp_path / "w", {**config, "teacher_sha256": "cd"}),
   ):
     pass
+
+
+def test_a_run_that_refuses_its_input_leaves_nothing(tmp_path):
+  def refuse(place):
+    with workdir.claim(place, {"lr": 0.1}):
+      raise UsageError("no such class")
+
+  with pytest.raises(UsageError, match="no such class"):
+    refuse(tmp_path / "w")
+  assert not (tmp_path / "w").exists()
+  with workdir.claim(tmp_path / "w", {"lr": 0.1}):
+    pass
+  with pytest.raises(UsageError, match="no such class"):
+    refuse(tmp_path / "w")
+  assert (tmp_path / "w" / "config.json").exists()

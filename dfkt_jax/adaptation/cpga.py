@@ -278,10 +278,7 @@ class CPGA:
     weight: jax.Array,
   ) -> jax.Array:
     """L_G of f32[batch, width] features for i32[batch] labels."""
-    last = tails.layers(network)[-1]
-    logits = (
-      made @ tails.kernel(network, last) + tails.bias(network, last)[None]
-    )
+    logits = tails.classify(network, made)
     cross_entropy = classification.cross_entropy(logits, labels)
     own_key, other_key = jax.random.split(key)
     same = labels[:, None] == labels[None]

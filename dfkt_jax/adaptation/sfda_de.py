@@ -112,9 +112,7 @@ class SFDADE:
     def loss(params):
       adapted = network.with_params(params)
       logits, taps, variables = net.train_features(adapted, images, None)
-      last = tails.layers(network)[-1]
-      theirs = drawn @ tails.kernel(adapted, last)
-      theirs += tails.bias(adapted, last)[None]
+      theirs = tails.classify(adapted, drawn)
       info = self.loss(
         drawn, theirs, taps["penultimate"], logits, labels, classes
       )

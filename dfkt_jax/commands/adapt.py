@@ -42,9 +42,7 @@ class Adapt(Generic[M]):
   source: Path  # directory of the source network
   target: str  # unlabelled images, see 'dfkt list datasets'; labels are ignored
   eval_dataset: str | None = None  # labelled images that evaluation alone reads
-  class_map: Path | None = (
-    None  # JSON: its class names to the source's, or null
-  )
+  class_map: Path | None = None  # JSON: its class names to the source's or null
   oracle: bool = False  # also log accuracies on the target, whose labels it has
   seed: int = 0
   pool_cache: Path = CACHE  # where decoded images are kept
@@ -65,6 +63,11 @@ class _State(NamedTuple):
 
 def _run(config: Adapt, options: RunOptions) -> dict:
   check_numbers(config)
+  if config.class_map and not config.eval_dataset:
+    raise UsageError(
+      f"--class-map {config.class_map} maps the classes of --eval-dataset, and"
+      " there is none: give one, or leave it out"
+    )
   source, card = teachers.load(config.source)
   dataset = evaluation.load(config.eval_dataset, source, config.class_map)
   settings = {
@@ -104,7 +107,10 @@ def _run(config: Adapt, options: RunOptions) -> dict:
       **summary.accuracies(options.workdir),
       **(judge.verdict(network) if judge else {}),
       **_oracle_verdict(options.workdir),
-      "notes": _warnings(options.workdir, course.epoch(len(pool)), source),
+      "notes": [
+        *_left_out(pool),
+        *_warnings(options.workdir, course.epoch(len(pool)), source),
+      ],
       **summary.cost(pace, course.batch_size),
     }
     if jax.process_index() == 0:
@@ -198,7 +204,12 @@ def _target_labels(config, pool) -> np.ndarray | None:
   """i32[images] where --oracle asks for them."""
   if not config.oracle:
     return None
-  labels = data.load(config.target, pool.images.shape[1:3]).labels
+  try:
+    labels = data.load(config.target, pool.images.shape[1:3]).labels
+  except UsageError as error:
+    raise UsageError(
+      f"--oracle reads the labels of --target, but {error}; or leave it out"
+    ) from None
   if len(labels) != len(pool):
     raise UsageError(
       f"--oracle needs a label for each of the {len(pool)} images of --target"
@@ -302,6 +313,12 @@ def _oracle_verdict(workdir) -> dict[str, float]:
   last = read_metrics(workdir)[-1]
   found = {k: v for k, v in last.items() if k.startswith("oracle/")}
   return {name.replace("/", "_"): value for name, value in found.items()}
+
+
+def _left_out(pool) -> list[str]:
+  if not pool.left_out:
+    return []
+  return [f"{pool.left_out:,} images of the target could not be read"]
 
 
 def _warnings(workdir, epoch, source) -> list[str]:

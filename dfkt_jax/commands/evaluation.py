@@ -58,14 +58,19 @@ def _rename(dataset, spec, path) -> data.Dataset:
       f"--class-map {path} maps names and {which} has no class names: leave it"
       " out"
     )
-  names = set(spec.class_names)
-  if not isinstance(mapping, Mapping) or not all(
-    value is None or value in names for value in mapping.values()
-  ):
+  expected = (
+    f"expected a JSON object from class names of {dataset.name} to null or one"
+    f" of {', '.join(spec.class_names)}"
+  )
+  if not isinstance(mapping, Mapping):
     raise UsageError(
-      f"--class-map {path}: expected a JSON object from class names of"
-      f" {dataset.name} to null or one of {', '.join(spec.class_names)}"
+      f"--class-map {path} holds a {type(mapping).__name__}: {expected}"
     )
+  for name, value in mapping.items():
+    if value is not None and value not in spec.class_names:
+      raise UsageError(
+        f"--class-map {path} maps {name!r} to {value!r}: {expected}"
+      )
   missing = [name for name in dataset.class_names if name not in mapping]
   if missing:
     raise UsageError(

@@ -19,6 +19,9 @@ _DATASETS = {
   "tfds:NAME[/split]": "a prepared TFDS dataset in ArrayRecord form",
 }
 
+# Words in the names of figures that are shown in percent.
+_SHARES = ("accuracy", "agreement", "calibration_error", "h_score")
+
 
 def show_result(result: Mapping[str, Any], workdir: Path) -> None:
   """The figures of a run, and where its files are."""
@@ -123,8 +126,9 @@ def _text(name: str, value: Any) -> str:
   if value is None:
     return "-"
   if isinstance(value, float):
-    percent = "accuracy" in name or "agreement" in name
-    return f"{value:.2%}" if percent else f"{value:,.1f}"
+    if any(word in name for word in _SHARES):
+      return f"{value:.2%}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
   if isinstance(value, int) and name != "seed":
     return f"{value:,}"
   return str(value)

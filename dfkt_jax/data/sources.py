@@ -73,7 +73,7 @@ def open_source(text: str) -> ImageSource:
   kind, colon, at = body.partition(":")
   if colon and not at:  # which would be the current directory
     raise UsageError(
-      f"--pool {text} says no place: expected a path or name behind the colon;"
+      f"{text} says no place: expected a path or name behind the colon;"
       f" give one such as {kind}:photos"
     )
   if kind == "folder":
@@ -92,7 +92,8 @@ def open_source(text: str) -> ImageSource:
   if not order:
     source.close()
     raise UsageError(
-      f"--pool {text} holds no image: expected some, such as .jpg or .png files"
+      f"{text} holds no image: expected some, in a folder or a zip file as .jpg"
+      " or .png"
     )
   fingerprint = f"{source.fingerprint} {order}"
   return dataclasses.replace(source, order=order, fingerprint=fingerprint)

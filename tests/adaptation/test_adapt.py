@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dfkt_jax import cli, data, teachers
+from dfkt_jax import cli, data, models, teachers
 from dfkt_jax import network as net
 from dfkt_jax.errors import UsageError
 from dfkt_jax.methods import ADAPTERS
@@ -87,6 +87,7 @@ def test_a_finished_run_is_not_run_again(inputs, tmp_path):
     (["--batch-size", "1"], "target", ["--batch-size is 1", "2 to 90"]),
     (["--epochs", "0"], "target", ["--epochs 0", "from 1 up"]),
     (["--source", "nowhere"], "target", ["nowhere does not exist"]),
+    (["--target", "folder:."], "target", ["folder:. holds no image"]),
   ],
 )
 def test_refusals(inputs, tmp_path, capsys, flags, target, parts):
@@ -99,11 +100,41 @@ def test_refusals(inputs, tmp_path, capsys, flags, target, parts):
   assert not (tmp_path / "w").exists()
 
 
+def test_a_class_map_maps_an_evaluation_set(inputs, tmp_path, capsys):
+  flags = ["--eval-dataset", "None", "--class-map", "map.json"]
+  with pytest.raises(SystemExit):
+    adapt(inputs, "shot", tmp_path / "w", *flags)
+  assert "--class-map map.json maps the classes of" in capsys.readouterr().err
+
+
+def test_a_method_that_refuses_the_source_leaves_nothing(
+  inputs, tmp_path, capsys
+):
+  plain = net.init(jax.random.key(0), models.build("lenet5", 10), spec(28))
+  teachers.save(tmp_path / "s", plain, teachers.describe(plain, "lenet5"))
+  with pytest.raises(SystemExit):
+    adapt(inputs, "tent", tmp_path / "w", "--source", str(tmp_path / "s"))
+  assert "LeNet5 has none" in capsys.readouterr().err
+  assert not (tmp_path / "w").exists()
+
+
+def test_images_that_cannot_be_read_are_noted(inputs, tmp_path):
+  folder = tmp_path / "photographs"
+  folder.mkdir()
+  for index, image in enumerate(data.load("digits/train").images[:20]):
+    Image.fromarray(image[..., 0]).save(folder / f"{index}.png")
+  (folder / "7.png").write_text("no picture")
+  flags = ["--target", f"folder:{folder}"]
+  result = adapt(inputs, "ada-bn", tmp_path / "w", *flags)
+  assert result["target_images"] == 19
+  assert result["notes"][0] == "1 images of the target could not be read"
+
+
 def test_a_collapse_is_told(inputs, tmp_path, capsys):
   result = adapt(
     *(inputs, "tent", tmp_path / "w", "--lr", "3", "--epochs", "8"),
   )
-  assert "collapsed" in result["notes"][0]
+  assert any("collapsed" in note for note in result["notes"])
   assert "collapsed" in capsys.readouterr().err
 
 
@@ -170,6 +201,7 @@ def named(tmp_path_factory):
   everything.pop("3")
   (place / "gap.json").write_text(json.dumps(everything))
   (place / "wrong.json").write_text('{"0": "zero"}')
+  (place / "list.json").write_text("[0, 1]")
   return place
 
 
@@ -190,7 +222,8 @@ def of_ten(named, workdir, *flags):
   [
     ([], ["digits/test has label 9", "8 classes"]),
     (["--class-map", "gap.json"], ["says nothing of the class '3'"]),
-    (["--class-map", "wrong.json"], ["expected a JSON object", "0, 1, 2"]),
+    (["--class-map", "wrong.json"], ["maps '0' to 'zero'", "one of 0, 1, 2"]),
+    (["--class-map", "list.json"], ["holds a list", "a JSON object"]),
     (["--class-map", "none.json"], ["none.json"]),
   ],
 )
