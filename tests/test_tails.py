@@ -60,6 +60,14 @@ def test_the_last_layers_own_input_gives_the_networks_logits():
   np.testing.assert_allclose(answer, logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("arch", ["convnet-half", "shot-lenet"])
+def test_the_classifier_alone_gives_the_networks_logits(arch):
+  network = net.init(jax.random.key(0), models.build(arch, 10), spec(32))
+  logits, taps = net.features(network, IMAGES)
+  answer = tails.classify(network, taps["penultimate"])
+  np.testing.assert_allclose(answer, logits, rtol=1e-5, atol=1e-5)
+
+
 def test_what_comes_before_the_layer_costs_nothing():
   network = lenet()
   layer = tails.layers(network)[-2]

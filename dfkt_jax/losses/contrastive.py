@@ -6,7 +6,7 @@
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e9  # finite, so that gradients are
+from dfkt_jax.losses.information import NEVER
 
 
 def contrast(

@@ -7,6 +7,8 @@ last batch, change nothing. None: all of them. Natural logarithms throughout.
 import jax
 import jax.numpy as jnp
 
+NEVER = -1e9  # the logarithm of nothing; finite, so that gradients are
+
 
 def mean(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Mean over the rows that count; 0 where none does."""
@@ -37,8 +39,7 @@ def marginal_entropy(
   log_p = jax.nn.log_softmax(logits)
   count = len(logits)
   if mask is not None:
-    # A finite floor, so that its gradient is no NaN where no row counts.
-    log_p = jnp.where(mask[:, None], log_p, -1e9)
+    log_p = jnp.where(mask[:, None], log_p, NEVER)
     count = jnp.maximum(mask.sum(), 1)
   # By logarithms, so that a class nobody predicts has a finite gradient.
   log_p = jax.nn.logsumexp(log_p, axis=0) - jnp.log(count)

@@ -7,7 +7,7 @@ Saito et al., "Universal Domain Adaptation through Self Supervision", NeurIPS
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e9  # finite, so that gradients are
+from dfkt_jax.losses.information import NEVER
 
 
 def neighbourhood_entropy(
