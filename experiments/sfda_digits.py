@@ -32,7 +32,10 @@ _COURSE = dataclasses.replace(
 )
 _METHODS = {
   "shot": (SHOT(label_weight=0.1), _COURSE),
-  "aad": (AaD(), dataclasses.replace(_COURSE, classifier_rate=1.0)),
+  "aad": (
+    AaD(dispersion_decay=0.0),
+    dataclasses.replace(_COURSE, lr=0.005, classifier_rate=1.0),
+  ),
 }
 
 
