@@ -157,3 +157,14 @@ def test_letters_teach_digits(place, tmp_path, on_noise, letters, method):
     *("--pool-cache", tmp_path / "cache", "--workdir", tmp_path / "w"),
   )
   assert result(tmp_path / "w")["accuracy_last"] > max(0.7, on_noise + 0.1)
+
+
+def test_printed_digits_meet_handwritten_ones(tmp_path):
+  experiment = Path(__file__).parents[1] / "experiments" / "sfda_digits.py"
+  dfkt("run", experiment, "--workdir", tmp_path)
+  shot, aad = (result(tmp_path / name) for name in ("shot", "aad"))
+  assert shot["source_accuracy"] > 0.5
+  assert shot["accuracy_last"] > shot["source_accuracy"] + 0.12
+  assert aad["accuracy_last"] > aad["source_accuracy"] + 0.05
+  page = (tmp_path / "report.html").read_text()
+  assert page.count("data:image/png;base64") >= 2
