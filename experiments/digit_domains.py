@@ -76,7 +76,7 @@ usps_notela = _usps(
 )
 usps_sfda_de = _usps(SFDADE(), **_DIGITS)
 usps_cpga = _usps(CPGA(neighbourhood_weight=0.1), **_DIGITS)
-usps_dine = _usps(DINE(tuning_share=0.1), **_DIGITS)
+usps_dine = _usps(DINE(tuning_share=0.1), **{**_DIGITS, "lr": 0.02})
 usps_gan_3c = _usps(
   GAN3C(
     generator_widths=(64, 64, 32),
