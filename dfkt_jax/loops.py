@@ -87,5 +87,9 @@ def when(
   """
   if jax.default_backend() != "cpu":
     return jax.lax.cond(predicate, function, lambda *_: idle, *operands)
-  choose = lambda new, old: jnp.where(predicate, new, old)
-  return jax.tree.map(choose, function(*operands), idle)
+  return choose(predicate, function(*operands), idle)
+
+
+def choose(predicate: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+  """`yes` where `predicate`, bool[], holds, else `no`; both are computed."""
+  return jax.tree.map(lambda a, b: jnp.where(predicate, a, b), yes, no)

@@ -175,6 +175,13 @@ def _train(network, images, key, collections) -> tuple[jax.Array, dict]:
     return apply({})  # type: ignore
 
 
+def batch_norm_params(network: Network) -> PyTree:
+  """Whether a parameter is a BatchNorm's, bool in the structure of `params`."""
+  norms = set(batch_norm_paths(network))
+  own = lambda path, _: tuple(key.key for key in path[:-1]) in norms
+  return jax.tree_util.tree_map_with_path(own, network.params)
+
+
 def batch_norm_paths(network: Network) -> list[tuple[str, ...]]:
   """Paths into `batch_stats` in the order in which the forward pass uses them.
 

@@ -68,7 +68,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     return
   path = workdir / "config.json"
   check(workdir, config)
-  new = not path.exists()
+  folder_is_new, new = not workdir.exists(), not path.exists()
   if path.exists():
     if not has_progress(workdir):
       files.write_json(path, config)
@@ -86,8 +86,9 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
       if new and not has_progress(workdir):
         for made in (path, workdir / ".lock"):
           made.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something else
-          workdir.rmdir()
+        if folder_is_new:
+          with contextlib.suppress(OSError):  # it holds something else
+            workdir.rmdir()
       raise
 
 

@@ -120,3 +120,12 @@ def test_a_run_that_refuses_its_input_leaves_nothing(tmp_path):
   with pytest.raises(UsageError, match="no such class"):
     refuse(tmp_path / "w")
   assert (tmp_path / "w" / "config.json").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+  with (
+    pytest.raises(UsageError, match="no such class"),
+    workdir.claim(tmp_path, {"lr": 0.1}),
+  ):
+    raise UsageError("no such class")
+  assert not list(tmp_path.iterdir())

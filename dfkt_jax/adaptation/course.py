@@ -114,10 +114,8 @@ class Course:
 
   def parts(self, network: Network) -> net.PyTree:
     """As `tails.parts`, and what the course leaves alone is "frozen"."""
-    norms = net.batch_norm_paths(network)
-
-    def part(path, name):
-      names = tuple(key.key for key in path[:-1])
-      return FROZEN if self.trained == "norm" and names not in norms else name
-
-    return jax.tree_util.tree_map_with_path(part, tails.parts(network))
+    parts = tails.parts(network)
+    if self.trained == "all":
+      return parts
+    keep = lambda norm, name: name if norm else FROZEN
+    return jax.tree.map(keep, net.batch_norm_params(network), parts)

@@ -198,13 +198,8 @@ class SFDADE:
     return state.learner.network
 
   def _faster_norms(self, network, gradient):
-    norms = set(net.batch_norm_paths(network))
-
-    def scale(path, leaf):
-      names = tuple(key.key for key in path[:-1])
-      return self.norm_rate * leaf if names in norms else leaf
-
-    return jax.tree_util.tree_map_with_path(scale, gradient)
+    scale = lambda norm, leaf: self.norm_rate * leaf if norm else leaf
+    return jax.tree.map(scale, net.batch_norm_params(network), gradient)
 
 
 def k_means(

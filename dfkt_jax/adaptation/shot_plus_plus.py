@@ -47,6 +47,7 @@ from dfkt_jax.adaptation.contract import Answers, Batch
 from dfkt_jax.adaptation.course import CLASSIFIER, Course, Learner
 from dfkt_jax.adaptation.shot import SHOT
 from dfkt_jax.errors import UsageError
+from dfkt_jax.loops import choose
 from dfkt_jax.losses import information
 from dfkt_jax.losses.classification import cross_entropy
 from dfkt_jax.network import Network
@@ -128,12 +129,9 @@ class SHOTPlusPlus:
     self, key: jax.Array, state: State, answers: Answers, course: Course
   ) -> State:
     begun = state.shot.learner.step > self._starts(course)[TRANSFER]
-    again = split(answers)
     return state._replace(
       shot=self._shot.relabel(key, state.shot, answers, course),
-      split=jax.tree.map(
-        lambda old, new: jnp.where(begun, old, new), state.split, again
-      ),
+      split=choose(begun, state.split, split(answers)),
     )
 
   def step(
@@ -159,9 +157,9 @@ class SHOTPlusPlus:
       own_first=True,
     )
     transfer = stage == TRANSFER
-    network = _choose(transfer, guessed, network)
+    network = choose(transfer, guessed, network)
     halves = [
-      _choose(transfer, *pair)
+      choose(transfer, *pair)
       for pair in zip(jnp.split(mixed, 2), (views[0], turned))
     ]
     labels = banks.read(state.shot.labels, rows)
@@ -188,7 +186,7 @@ class SHOTPlusPlus:
     )
     head = optax.apply_updates(state.head, moves)
     # In stage 3 it is left alone.
-    head, head_state = _choose(
+    head, head_state = choose(
       transfer, (state.head, state.head_state), (head, head_state)
     )
     begun = state.shot._replace(learner=learner)
@@ -348,7 +346,3 @@ def _with_classifier(network, params):
   return network.with_params(
     jax.tree.map(choose, tails.parts(network), network.params, params)
   )
-
-
-def _choose(condition, yes, no):
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

@@ -318,7 +318,7 @@ def _oracle_verdict(workdir) -> dict[str, float]:
 def _left_out(pool) -> list[str]:
   if not pool.left_out:
     return []
-  return [f"{pool.left_out:,} images of the target could not be read"]
+  return [f"left out, as they cannot be read: {pool.left_out:,} target images"]
 
 
 def _warnings(workdir, epoch, source) -> list[str]:

@@ -127,7 +127,9 @@ def test_images_that_cannot_be_read_are_noted(inputs, tmp_path):
   flags = ["--target", f"folder:{folder}"]
   result = adapt(inputs, "ada-bn", tmp_path / "w", *flags)
   assert result["target_images"] == 19
-  assert result["notes"][0] == "1 images of the target could not be read"
+  assert result["notes"][0] == (
+    "left out, as they cannot be read: 1 target images"
+  )
 
 
 def test_a_collapse_is_told(inputs, tmp_path, capsys):
