@@ -340,7 +340,7 @@ class List:
 class Bench:
   """Times what design decisions cost here; one JSON object a line."""
 
-  workload: Positional[Literal["loops"]]
+  workload: Positional[Literal["loops", "pooling"]]
 
 
 def _bench(args: list[str]) -> None:

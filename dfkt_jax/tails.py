@@ -12,13 +12,18 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import BOTTLENECK, WeightNormDense, weight_norm
+from dfkt_jax.models.layers import (
+  BOTTLENECK,
+  PooledConv,
+  WeightNormDense,
+  weight_norm,
+)
 from dfkt_jax.models.norm import BatchNorm
 from dfkt_jax.network import Network, PyTree
 
 Path = tuple[str, ...]
 BACKBONE, CLASSIFIER = "backbone", "classifier"
-_LAYERS = nn.Dense | nn.Conv | WeightNormDense | BatchNorm
+_LAYERS = nn.Dense | nn.Conv | PooledConv | WeightNormDense | BatchNorm
 
 
 class Layer(NamedTuple):

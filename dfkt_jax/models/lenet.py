@@ -11,7 +11,13 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from dfkt_jax.errors import UsageError
-from dfkt_jax.models.layers import Bottleneck, conv, feature, head, max_pool
+from dfkt_jax.models.layers import (
+  Bottleneck,
+  PooledConv,
+  conv,
+  feature,
+  head,
+)
 
 
 class LeNet5(nn.Module):
@@ -31,14 +37,12 @@ class LeNet5(nn.Module):
         " choose another architecture (see 'dfkt list archs')"
       )
     padding = (32 - x.shape[1]) // 2
-    make = lambda width, name, padding=0: conv(
-      width, 5, name=name, bias=True, padding=padding, dtype=self.dtype
-    )
-    x = max_pool(nn.relu(make(c1, "conv1", padding)(x)))
+    x = PooledConv(c1, 5, padding, dtype=self.dtype, name="conv1")(x)
     feature(self, "stage1", x)
-    x = max_pool(nn.relu(make(c2, "conv2")(x)))
+    x = PooledConv(c2, 5, dtype=self.dtype, name="conv2")(x)
     feature(self, "stage2", x)
-    x = nn.relu(make(c3, "conv3")(x)).reshape(x.shape[0], -1)
+    x = conv(c3, 5, name="conv3", bias=True, padding=0, dtype=self.dtype)(x)
+    x = nn.relu(x).reshape(x.shape[0], -1)
     feature(self, "stage3", x)
     x = nn.relu(nn.Dense(f1, dtype=self.dtype, name="fc1")(x))
     return head(self, x, self.classes, name="fc2", train=train)

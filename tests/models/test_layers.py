@@ -1,0 +1,92 @@
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkt_jax.models import layers
+
+
+def windows(x):
+  return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+def close(found, expected):
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [(8, 8), (7, 5), (3, 2)])
+def test_max_pool_is_the_maximum_of_windows(side):
+  x = jax.random.normal(jax.random.key(0), (2, *side, 3))
+  np.testing.assert_array_equal(layers.max_pool(x), windows(x))
+  weights = jnp.arange(windows(x).size, dtype=x.dtype)
+  loss = lambda pool: lambda x: pool(x).ravel() @ weights
+  np.testing.assert_array_equal(
+    jax.grad(loss(layers.max_pool))(x), jax.grad(loss(windows))(x)
+  )
+
+
+def test_equal_values_share_the_gradient():
+  gradient = jax.grad(lambda x: layers.max_pool(x).sum())
+  np.testing.assert_array_equal(gradient(jnp.ones((1, 2, 2, 1))), 0.25)
+
+
+class Unfolded(nn.Module):
+  """What PooledConv is to answer, from the same parameters."""
+
+  width: int
+  size: int
+  padding: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = layers.conv(
+      self.width, self.size, name="conv", bias=True, padding=self.padding
+    )(x)
+    return windows(nn.relu(x))
+
+
+@pytest.mark.parametrize(
+  ("side", "channels", "size", "padding"),
+  [(28, 1, 5, 2), (14, 3, 5, 0), (8, 2, 3, 1), (6, 2, 1, 0)],
+)
+def test_pooled_conv_is_a_convolution_relu_and_max_pool(
+  side, channels, size, padding
+):
+  key = jax.random.key(1)
+  x = jax.random.normal(key, (2, side, side, channels))
+  reference = Unfolded(4, size, padding)
+  params = reference.init(key, x)["params"]["conv"]
+  params["bias"] = jax.random.normal(key, (4,))
+  folded = layers.PooledConv(4, size, padding)
+
+  def answer(params, x):
+    return folded.apply({"params": params}, x)
+
+  def expected(params, x):
+    return reference.apply({"params": {"conv": params}}, x)
+
+  assert jax.tree.map(jnp.shape, folded.init(key, x)["params"]) == jax.tree.map(
+    jnp.shape, params
+  )
+  close(answer(params, x), expected(params, x))
+  loss = lambda f: lambda *args: (f(*args) ** 2).sum()
+  found = jax.grad(loss(answer), argnums=(0, 1))(params, x)
+  jax.tree.map(close, found, jax.grad(loss(expected), (0, 1))(params, x))
+
+
+def test_pooled_conv_begins_as_a_convolution_does():
+  x = jnp.zeros((1, 28, 28, 1))
+  key = jax.random.key(2)
+
+  class Net(nn.Module):
+    folded: bool
+
+    @nn.compact
+    def __call__(self, x):
+      if self.folded:
+        return layers.PooledConv(6, 5, 2, name="conv")(x)
+      return layers.conv(6, 5, name="conv", bias=True, padding=2)(x)
+
+  folded, plain = (Net(folded).init(key, x) for folded in (True, False))
+  jax.tree.map(np.testing.assert_array_equal, folded, plain)
