@@ -14,8 +14,9 @@ Synthesis", AAAI 2021. The paper publishes no code; the derivation above is our
 reading of it. Certain: one Gaussian for all classes, the correlation, the
 activation loss, sigma between 0.5 and 3. Ours: sigma is a standard deviation
 (a third-party port takes it for a variance); mu is 0 or the layer's bias; soft
-labels are drawn once an image (that port draws them anew every iteration); the
-eigenvalues of R have a floor; `moments="batch_norm"`, which takes mean and
+labels are drawn once an image (that port draws them anew every iteration);
+`balanced`, which draws more than needed and keeps as many of every top class;
+the eigenvalues of R have a floor; `moments="batch_norm"`, which takes mean and
 deviation of every unit from the BatchNorm behind the layer; and the image prior
 of `target_fitting`.
 
@@ -37,9 +38,12 @@ from dfkt_jax import parallel, tails
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
 from dfkt_jax.network import Network
+from dfkt_jax.synthesis import targets
 from dfkt_jax.synthesis.contract import Batch
 from dfkt_jax.synthesis.target_fitting import Info, State, TargetFitting
 from dfkt_jax.synthesis.zskd import ZSKD
+
+DRAWS = 100  # soft labels drawn for each that is kept, to balance classes
 
 
 class Gaussian(NamedTuple):
@@ -64,6 +68,7 @@ class SoftTarget:
   sigma: float = 1.5  # standard deviation of every unit (paper, MNIST)
   center: Literal["zero", "bias"] = "zero"  # mean of every unit
   eigenvalue_floor: float = 1e-6  # of R, so that a singular one can be drawn
+  balanced: bool = False  # every class is the top of as many soft labels (ours)
   fitting: TargetFitting = TargetFitting(activation_weight=0.05)
 
   # The set and the student's side are ZSKD's.
@@ -99,6 +104,14 @@ class SoftTarget:
     self, key: jax.Array, teacher: Network, count: int
   ) -> jax.Array:
     """y, f32[count, classes]."""
+    if not self.balanced:
+      return self._draw(key, teacher, count)
+    draw_key, class_key = jax.random.split(key)
+    drawn = self._draw(draw_key, teacher, DRAWS * count)
+    classes = targets.balanced(class_key, count, drawn.shape[1])
+    return drawn[targets.one_each(drawn.argmax(1), classes)]
+
+  def _draw(self, key, teacher, count):
     layer, head = self._layers(teacher)
     h = self.features(teacher).draw(key, count)
     if layer.is_vector:

@@ -14,3 +14,20 @@ def balanced(key: jax.Array, batch_size: int, classes: int) -> jax.Array:
   shift = jax.random.randint(shift_key, (), 0, classes, jnp.int32)
   labels = (labels + shift) % classes
   return parallel.split(jax.random.permutation(order_key, labels))
+
+
+def one_each(decisions: jax.Array, classes: jax.Array) -> jax.Array:
+  """i32[n], for each of i32[n] `classes` an index of `decisions` that is it.
+
+  Another one each time while there are such; where there is none at all, the
+  index of any other class.
+  """
+  by_class = jnp.argsort(decisions)
+  decided = jnp.sort(decisions)
+  first = jnp.searchsorted(decided, classes)
+  count = jnp.searchsorted(decided, classes, side="right") - first
+  # How often the same class was asked for before, in the order of `classes`.
+  place = jnp.argsort(jnp.argsort(classes))
+  nth = place - jnp.searchsorted(jnp.sort(classes), classes)
+  chosen = first + nth % jnp.maximum(count, 1)
+  return by_class[jnp.minimum(chosen, len(decisions) - 1)]

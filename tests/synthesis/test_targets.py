@@ -1,0 +1,30 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfkt_jax.synthesis import targets
+
+KEY = jax.random.key(7)
+
+
+def test_balanced_classes_differ_by_one_at_most():
+  labels = targets.balanced(KEY, 64, 10)
+  counts = np.bincount(labels, minlength=10)
+  assert set(counts) == {6, 7}
+
+
+def test_one_each_takes_another_index_each_time():
+  decisions = jax.random.randint(KEY, (500,), 0, 10)
+  classes = targets.balanced(KEY, 64, 10)
+  index = np.asarray(targets.one_each(decisions, classes))
+  np.testing.assert_array_equal(decisions[index], classes)
+  assert len(set(index.tolist())) == 64
+
+
+def test_a_rare_class_is_taken_again_and_a_missing_one_replaced():
+  decisions = jnp.array([3, 0, 3, 1, 0])
+  index = targets.one_each(decisions, jnp.array([1, 1, 3, 3, 3, 2, 9]))
+  found = np.asarray(index).tolist()
+  assert found[:2] == [3, 3]
+  assert set(found[2:5]) == {0, 2}
+  assert all(0 <= i < 5 for i in found[5:])
