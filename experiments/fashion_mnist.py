@@ -33,7 +33,7 @@ _TRANSFER = Transfer(
   kd=KD(
     steps=6000,
     optimizer="adam",
-    lr=4e-3,
+    lr=8e-3,
     weight_decay=0.0,
     temperature=4.0,
     crop_padding=2,
@@ -77,7 +77,9 @@ def _change(value, **changes):
 
 
 soft_target = _run(
-  SoftTarget(synthesis_batch_size=200, sigma=4.0, fitting=_SHAPES)
+  SoftTarget(
+    synthesis_batch_size=200, sigma=4.0, balanced=True, fitting=_SHAPES
+  )
 )
 zskd = _run(ZSKD(synthesis_batch_size=200, fitting=_SHAPES))
 prior_alone = _change(
@@ -133,5 +135,8 @@ mixed = _student(mix=0.5)
 turned_and_shrunk = _student(rotation=30.0, shrink=0.4, noise=0.1)
 stored_labels = _student(target="stored")
 l1_logits = _student(loss="l1")
+unbalanced = _change(small, method={"balanced": False})
+third_layer = _change(small, method={"layer": "conv3"})
+rate_halved = _student(lr=4e-3)
 sigma_1_5 = _change(small, method={"sigma": 1.5})
 sigma_8 = _change(small, method={"sigma": 8.0})
