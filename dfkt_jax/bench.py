@@ -99,12 +99,12 @@ def _pooling_of(shape):
   if shape in FEW_CHANNELS:
     forms["folded"] = layers.PooledConv(width, size, padding).apply
 
-  def run(form):
+  def runner(form):
     square = lambda v, x: (form(v, x) ** 2).sum()
     gradient = jax.jit(jax.grad(square, argnums=(0, 1)))
     return lambda _: [gradient(variables, x) for _ in range(STEPS)]
 
-  seconds = _alternate({name: run(form) for name, form in forms.items()})
+  seconds = _alternate({name: runner(form) for name, form in forms.items()})
   return {
     "framework": "jax",
     "workload": "pooling",

@@ -28,7 +28,9 @@ _LAYERS = nn.Dense | nn.Conv | PooledConv | WeightNormDense | BatchNorm
 
 class Layer(NamedTuple):
   path: Path  # of names, as in `params`
-  shape: tuple[int, ...]  # of one example's output: (height, width, channels)
+  # Of one example's output: (height, width, channels). That of a PooledConv is
+  # rectified and pooled.
+  shape: tuple[int, ...]
   is_norm: bool  # BatchNorm; else a linear layer or a convolution
 
   @property

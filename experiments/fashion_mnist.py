@@ -77,9 +77,7 @@ def _change(value, **changes):
 
 
 soft_target = _run(
-  SoftTarget(
-    synthesis_batch_size=200, sigma=4.0, balanced=True, fitting=_SHAPES
-  )
+  SoftTarget(synthesis_batch_size=200, sigma=4.0, draws=100, fitting=_SHAPES)
 )
 zskd = _run(ZSKD(synthesis_batch_size=200, fitting=_SHAPES))
 prior_alone = _change(
@@ -135,7 +133,7 @@ mixed = _student(mix=0.5)
 turned_and_shrunk = _student(rotation=30.0, shrink=0.4, noise=0.1)
 stored_labels = _student(target="stored")
 l1_logits = _student(loss="l1")
-unbalanced = _change(small, method={"balanced": False})
+unbalanced = _change(small, method={"draws": 1})
 third_layer = _change(small, method={"layer": "conv3"})
 rate_halved = _student(lr=4e-3)
 sigma_1_5 = _change(small, method={"sigma": 1.5})

@@ -112,7 +112,8 @@ def max_pool(x: jax.Array) -> jax.Array:
 
   The largest of four slices, because XLA:CPU takes longer for the gradient of a
   window's maximum than for the convolution before it (docs/performance.md).
-  Equal values share the gradient; PyTorch gives it to the first.
+  Equal values, as on a flat background, share the gradient of two by halves;
+  PyTorch gives it to the first.
   """
   height, width = (2 * (n // 2) for n in x.shape[1:3])
   top, bottom = x[:, 0:height:2], x[:, 1:height:2]
@@ -122,7 +123,10 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 class PooledConv(nn.Module):
-  """max_pool(relu(conv(x))), for few channels, odd `size` and even sides.
+  """max_pool(relu(conv(x))), for few channels.
+
+  [b, h, w, c] -> [b, (h + 2 padding - size + 1) // 2, the same of w, width], of
+  even h and w.
 
   Each 2x2 square of pixels is one pixel of four times the channels, and one
   convolution answers for the whole square, of which the largest is taken. That

@@ -15,10 +15,9 @@ reading of it. Certain: one Gaussian for all classes, the correlation, the
 activation loss, sigma between 0.5 and 3. Ours: sigma is a standard deviation
 (a third-party port takes it for a variance); mu is 0 or the layer's bias; soft
 labels are drawn once an image (that port draws them anew every iteration);
-`balanced`, which draws more than needed and keeps as many of every top class;
-the eigenvalues of R have a floor; `moments="batch_norm"`, which takes mean and
-deviation of every unit from the BatchNorm behind the layer; and the image prior
-of `target_fitting`.
+of more `draws` as many are kept of every top class; the eigenvalues of R have a
+floor; `moments="batch_norm"`, which takes mean and deviation of every unit from
+the BatchNorm behind the layer; and the image prior of `target_fitting`.
 
 `layer` is a linear layer or a convolution with one output a channel. By default
 it is the one before the last; where that has a map for an output (ResNets), h
@@ -43,8 +42,6 @@ from dfkt_jax.synthesis.contract import Batch
 from dfkt_jax.synthesis.target_fitting import Info, State, TargetFitting
 from dfkt_jax.synthesis.zskd import ZSKD
 
-DRAWS = 100  # soft labels drawn for each that is kept, to balance classes
-
 
 class Gaussian(NamedTuple):
   """N(mean, factor factor^T)."""
@@ -68,7 +65,7 @@ class SoftTarget:
   sigma: float = 1.5  # standard deviation of every unit (paper, MNIST)
   center: Literal["zero", "bias"] = "zero"  # mean of every unit
   eigenvalue_floor: float = 1e-6  # of R, so that a singular one can be drawn
-  balanced: bool = False  # every class is the top of as many soft labels (ours)
+  draws: int = 1  # soft labels drawn for each kept; more balance classes (ours)
   fitting: TargetFitting = TargetFitting(activation_weight=0.05)
 
   # The set and the student's side are ZSKD's.
@@ -103,13 +100,17 @@ class SoftTarget:
   def soft_labels(
     self, key: jax.Array, teacher: Network, count: int
   ) -> jax.Array:
-    """y, f32[count, classes]."""
-    if not self.balanced:
+    """y, f32[count, classes].
+
+    With `draws` every class is the top of equally many, as far as it is the top
+    of any. Outside jit the teacher then runs on draws * count images.
+    """
+    if self.draws == 1:
       return self._draw(key, teacher, count)
     draw_key, class_key = jax.random.split(key)
-    drawn = self._draw(draw_key, teacher, DRAWS * count)
+    drawn = self._draw(draw_key, teacher, self.draws * count)
     classes = targets.balanced(class_key, count, drawn.shape[1])
-    return drawn[targets.one_each(drawn.argmax(1), classes)]
+    return drawn[targets.of_classes(drawn.argmax(1), classes)]
 
   def _draw(self, key, teacher, count):
     layer, head = self._layers(teacher)

@@ -16,18 +16,20 @@ def balanced(key: jax.Array, batch_size: int, classes: int) -> jax.Array:
   return parallel.split(jax.random.permutation(order_key, labels))
 
 
-def one_each(decisions: jax.Array, classes: jax.Array) -> jax.Array:
-  """i32[n], for each of i32[n] `classes` an index of `decisions` that is it.
+def of_classes(decisions: jax.Array, classes: jax.Array) -> jax.Array:
+  """i32[n] indices into i32[m] `decisions`, of each of i32[n] `classes`.
 
-  Another one each time while there are such; where there is none at all, the
-  index of any other class.
+  A class's second request gets its second example, and so on; once there are no
+  more it begins again. Where there is none at all, the example of any class in
+  the request's own place stands in, so that stand-ins differ.
   """
   by_class = jnp.argsort(decisions)
-  decided = jnp.sort(decisions)
+  decided = decisions[by_class]
   first = jnp.searchsorted(decided, classes)
   count = jnp.searchsorted(decided, classes, side="right") - first
   # How often the same class was asked for before, in the order of `classes`.
   place = jnp.argsort(jnp.argsort(classes))
   nth = place - jnp.searchsorted(jnp.sort(classes), classes)
-  chosen = first + nth % jnp.maximum(count, 1)
-  return by_class[jnp.minimum(chosen, len(decisions) - 1)]
+  found = by_class[first + nth % jnp.maximum(count, 1)]
+  stand_in = jnp.arange(len(classes)) % len(decisions)
+  return jnp.where(count > 0, found, stand_in)

@@ -29,6 +29,8 @@ def test_max_pool_is_the_maximum_of_windows(side):
 def test_equal_values_share_the_gradient():
   gradient = jax.grad(lambda x: layers.max_pool(x).sum())
   np.testing.assert_array_equal(gradient(jnp.ones((1, 2, 2, 1))), 0.25)
+  three = jnp.array([[2.0, 2.0], [2.0, 1.0]])[None, :, :, None]
+  np.testing.assert_array_equal(gradient(three).ravel(), [0.25, 0.5, 0.25, 0.0])
 
 
 class Unfolded(nn.Module):
