@@ -373,6 +373,15 @@ def test_numbers_that_cannot_be(teacher, tmp_path, capsys, flag, value, part):
   assert not (tmp_path / "w").exists()
 
 
+def test_soft_labels_are_drawn_at_least_once(teacher, tmp_path, capsys):
+  error = refused(
+    *(capsys, 2, "distill", "soft-target", "--teacher", teacher, "--student"),
+    *("convnet-half", "--workdir", tmp_path / "w", "--draws", "0"),
+  )
+  assert "--draws is 0: give a number above 0" in error
+  assert not (tmp_path / "w").exists()
+
+
 def test_weights_that_overflow_are_never_a_result(teacher, tmp_path, capsys):
   # One step: the loss before it is finite, the weights after it are not.
   error = refused(

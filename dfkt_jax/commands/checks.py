@@ -15,6 +15,7 @@ ABOVE_ZERO = {
   "--candidates",
   "--classes-per-step",
   "--discriminator-widths",
+  "--draws",
   "--draws-per-class",
   "--epsilon",
   "--generator-batch-size",
