@@ -83,9 +83,10 @@ usps_gan_3c = _usps(
     discriminator_widths=(32, 64),
     label_weight=0.3,
     source_weight=0.01,
-    clustering_weight=0.1,
+    diversity_weight=1.0,
+    radius=0.3,
   ),
-  **{**_DIGITS, "epochs": 5, "lr": 0.01},
+  **{**_DIGITS, "epochs": 15, "lr": 0.01},
 )
 usps_sfit = _usps(SFIT(label_weight=0.1), **_DIGITS)
 

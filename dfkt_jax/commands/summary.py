@@ -26,16 +26,18 @@ def accuracies(workdir: Path) -> dict[str, float | None]:
   }
 
 
-def cost(pace: Pace, images_per_round: int) -> dict[str, float | str]:
-  """Speed, wall time over all resumptions, and what it ran on.
+def cost(pace: Pace, images_per_round: int) -> dict[str, float | str | None]:
+  """Speed, wall time over all resumptions, and the mesh that it ran on.
 
-  Images count once per optimiser step; compilation is left out of the speed.
+  Images count once per optimiser step; compilation is left out of the speed,
+  which is None where a run came back with nothing left to do.
   """
   speed = pace.rounds_per_second * images_per_round
+  devices = jax.sharding.get_abstract_mesh().size
   return {
-    "images_per_second": round(speed, 1),
+    "images_per_second": round(speed, 1) if speed else None,
     "wall_seconds": round(pace.wall_seconds, 1),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "device": f"{devices} x {jax.devices()[0].device_kind}",
   }
 
 

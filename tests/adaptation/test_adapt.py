@@ -130,6 +130,7 @@ def test_images_that_cannot_be_read_are_noted(inputs, tmp_path):
   assert result["notes"][0] == (
     "left out, as they cannot be read: 1 target images"
   )
+  assert result["device"] == "1 x cpu"  # of the eight that there are
 
 
 def test_a_collapse_is_told(inputs, tmp_path, capsys):
