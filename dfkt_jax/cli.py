@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import difflib
-import os
 from pathlib import Path
 import re
 import sys
@@ -12,7 +11,8 @@ from typing import Any, Literal
 from rich.console import Console
 import tyro
 
-from dfkt_jax.errors import DfktError, UsageError
+from dfkt_jax import exits
+from dfkt_jax.errors import UsageError
 
 Positional = tyro.conf.Positional
 
@@ -44,27 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = list(sys.argv[1:] if argv is None else argv)
   debug = "--debug" in args
   args = [arg for arg in args if arg != "--debug"]
-  try:
+  with exits.explained(debug):
     _dispatch(args)
-  except DfktError as error:
-    if debug:
-      raise
-    _complain(str(error))
-    sys.exit(error.exit_code)
-  except KeyboardInterrupt:
-    sys.exit(130)
-  except BrokenPipeError:
-    # The reader of our output has gone; so must what is left in the buffer.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
-  except Exception as error:
-    if debug:
-      raise
-    _complain(
-      f"stopped by an unexpected {type(error).__name__}: {error}; this is a"
-      " fault of dfkt or of a method of your own: --debug shows where"
-    )
-    sys.exit(1)
 
 
 def _dispatch(args: list[str]) -> None:
@@ -94,12 +75,6 @@ def _parse(kind: Any, command: str, args: list[str], default: Any = None):
     args=args,
     config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
     **extra,
-  )
-
-
-def _complain(text: str) -> None:
-  Console(stderr=True, soft_wrap=True).print(
-    f"dfkt: {text}", markup=False, highlight=False
   )
 
 
@@ -137,6 +112,7 @@ def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
     kind: the experiment's type, its method's filled in where it has one.
     default: of the experiment, tyro.MISSING for what has to be given.
   """
+  from dfkt_jax import parallel
   from dfkt_jax.commands.show import show_result
   from dfkt_jax.driver import RunOptions
 
@@ -148,6 +124,7 @@ def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
   both.__doc__ = kind.__doc__
   options = RunOptions(workdir=tyro.MISSING)
   filled = _parse(both, command, args, both(default, options))
+  parallel.start()
   result = getattr(filled, name).run(filled.run)
   show_result(result, filled.run.workdir)
 
@@ -309,6 +286,7 @@ def _report(args: list[str]) -> None:
 
 
 def _run(args: list[str]) -> None:
+  from dfkt_jax import parallel
   from dfkt_jax.commands import experiments
   from dfkt_jax.commands.show import show_names, show_result
 
@@ -323,6 +301,7 @@ def _run(args: list[str]) -> None:
     show_names({name: type(value).__name__ for name, value in found.items()})
     return
   command = _parse(experiments.RunExperiment, f"run {text}", rest)
+  parallel.start()
   result = experiments.run(text, command.options, command.seed)
   show_result(result, command.options.workdir)
 

@@ -10,9 +10,11 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from dfkt_jax import parallel
 from dfkt_jax.checkpoint import Checkpoints
 from dfkt_jax.data.stream import Stream
 from dfkt_jax.errors import DfktError, Preempted
@@ -81,7 +83,7 @@ def drive(
       wall = meta["wall_seconds"]
       if stream is not None:
         stream.restore(meta["stream"])
-    stop = stack.enter_context(_stop_signals())
+    stopped = stack.enter_context(_stop_signals())
     writer = stack.enter_context(
       MetricsWriter(
         options.workdir,
@@ -112,10 +114,14 @@ def drive(
       clock.tick(infos)
       observing = done % observe_every == 0 or done == rounds
       logging = observing or index == 0 or done % log_every == 0
+      stop = stopped(done)
       due = time.monotonic() - saved_at > options.checkpoint_seconds
-      if logging or due or stop.is_set():
+      if jax.process_count() > 1:
+        # All have to save at the same round; asking costs a wait for it.
+        due = bool(logging and parallel.of_first_process(np.int32(due)))
+      if logging or due or stop:
         _check_finite(pending)
-      if observing or due or stop.is_set():
+      if observing or due or stop:
         # A loss is that of the weights before its step: look at those after.
         _check_state(state, done * steps_per_round)
       if logging:
@@ -127,19 +133,21 @@ def drive(
           _headline(infos, metrics),
           images_per_second=clock.pace * images_per_round,
         )
-      if due or stop.is_set() or done == rounds:
+      if due or stop or done == rounds:
         meta: dict[str, Any] = {"wall_seconds": clock.wall}
         if stream is not None:
           meta["stream"] = stream.state
         checkpoints.save(done, state, meta)
         saved_at = time.monotonic()
-      if stop.is_set() and done < rounds:
+      if stop and done < rounds:
         raise Preempted(
           f"stopped after step {done * steps_per_round} of"
           f" {rounds * steps_per_round} and saved: run the same command again"
           " to go on"
         )
-    return state, Pace(clock.wall, clock.pace)
+  # What comes next may read what the first process has written.
+  parallel.wait("the log is written")
+  return state, Pace(clock.wall, clock.pace)
 
 
 @jax.jit
@@ -228,11 +236,19 @@ def _check_finite(pending) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-  """An event that SIGTERM and the first Ctrl-C set."""
+def _stop_signals() -> Iterator[Callable[[int], bool]]:
+  """stopped(rounds done): whether to stop now, the same on every process.
+
+  SIGTERM and the first Ctrl-C ask for it. With several processes JAX listens
+  for SIGTERM, and names a round that none of them has passed.
+  """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
   event = threading.Event()
+  stopped = lambda done: event.is_set()
   if threading.current_thread() is not threading.main_thread():
-    yield event
+    yield stopped
     return
 
   def handle(signum, frame):
@@ -243,7 +259,7 @@ def _stop_signals() -> Iterator[threading.Event]:
   names = (signal.SIGTERM, signal.SIGINT)
   old = {name: signal.signal(name, handle) for name in names}
   try:
-    yield event
+    yield stopped
   finally:
     for name, handler in old.items():
       signal.signal(name, handler)

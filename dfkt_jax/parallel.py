@@ -1,4 +1,4 @@
-"""Devices: one mesh, and where arrays live on it.
+"""Processes and devices: one mesh, and where arrays live on it.
 
 A mesh has one axis, "data"; batches and the pool are split over it, all else is
 on every device. BatchNorm statistics come out global over the mesh, which is
@@ -6,6 +6,8 @@ what the single-GPU papers computed. Axes are Auto: `jax.make_mesh` defaults to
 Explicit ones, under which gathers from a sharded bank do not type-check.
 """
 
+from collections.abc import Mapping
+import os
 from typing import Any
 
 import jax
@@ -13,19 +15,88 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from dfkt_jax.errors import UsageError
+from dfkt_jax.errors import DfktError, UsageError
 
 DATA = "data"
+COORDINATOR = "DFKT_COORDINATOR"  # host:port of process 0
+PROCESSES = "DFKT_PROCESSES"  # how many there are
+PROCESS = "DFKT_PROCESS"  # which of them this is, from 0 up
+CLUSTER = "DFKT_CLUSTER"  # 1: JAX finds all of that out by itself
+HEARTBEAT_SECONDS = 30  # after which a process that is not heard of is dead
+
+
+def start(environment: Mapping[str, str] = os.environ) -> None:
+  """Joins the other processes of a run, where the environment tells of any.
+
+  Either DFKT_COORDINATOR, DFKT_PROCESSES and DFKT_PROCESS say where, how many
+  and which (`launch/local.py` sets them), or DFKT_CLUSTER=1 has JAX ask what it
+  runs under: SLURM, Open MPI, a TPU pod, GKE. With none of them the run has one
+  process. To be called before JAX computes anything.
+
+  Raises:
+    UsageError: these variables do not fit together.
+    DfktError: the others did not come.
+  """
+  names = (COORDINATOR, PROCESSES, PROCESS)
+  given = [name for name in names if environment.get(name)]
+  cluster = environment.get(CLUSTER, "0") not in ("", "0")
+  if not given and not cluster:
+    return
+  if cluster and given:
+    raise UsageError(
+      f"{CLUSTER} and {', '.join(given)} are both set: keep one or the other"
+    )
+  if given and len(given) < len(names):
+    missing = [name for name in names if name not in given]
+    raise UsageError(
+      f"{', '.join(given)} set and {', '.join(missing)} not: set all three, or"
+      " none for a run of one process"
+    )
+  where = {} if cluster else _place(environment)
+  try:
+    jax.distributed.initialize(
+      **where, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).splitlines()[0][:200]
+    raise DfktError(
+      f"this process could not join the others of its run ({reason}): see that"
+      " all of them are started and reach process 0"
+    ) from error
+
+
+def _place(environment):
+  try:
+    count, index = int(environment[PROCESSES]), int(environment[PROCESS])
+  except ValueError:
+    count, index = 0, 0
+  if not 0 <= index < count:
+    raise UsageError(
+      f"{PROCESS} is {environment[PROCESS]!r} and {PROCESSES}"
+      f" {environment[PROCESSES]!r}: give a whole number from 1 up for the"
+      " latter, and one from 0 up and below it for the former"
+    )
+  return {
+    "coordinator_address": environment[COORDINATOR],
+    "num_processes": count,
+    "process_id": index,
+  }
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
   """A mesh over the first `devices` devices, or over all of them.
 
   Raises:
-    UsageError: there are fewer devices than that.
+    UsageError: there are fewer devices than that, or a process would have none
+      of them to itself.
   """
   available = jax.devices()
   count = len(available) if devices is None else devices
+  if jax.process_count() > 1 and count != len(available):
+    raise UsageError(
+      f"--devices {count}: the {jax.process_count()} processes of this run have"
+      f" {len(available)} devices between them, and all are used: leave it out"
+    )
   if not 1 <= count <= len(available):
     raise UsageError(
       f"--devices {count}: this machine has {len(available)}"

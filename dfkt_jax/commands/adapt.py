@@ -234,7 +234,7 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
   network = jax.jit(method.network)
   shown = embedding.sample(len(pool))
   view = jax.jit(_view)
-  before = embedding.View(*jax.device_get(view(answers, shown)))
+  before = embedding.View(*parallel.gather(view(answers, shown)))
   # What the network says after so many steps; kinds of warnings given.
   latest, said = (0, answers), set()
 
@@ -260,7 +260,7 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
   def observe(state, done):
     answers = look_after(state, done)
     adapted = network(state.method)
-    found = jax.device_get(
+    found = parallel.gather(
       diagnose(answers, state.decisions, first, source, adapted)
     )
     classes = source.spec.classes
@@ -285,7 +285,7 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
     stream=stream,
   )
   last = look_after(state, course.steps)
-  after = embedding.View(*jax.device_get(view(last, shown)))
+  after = embedding.View(*parallel.gather(view(last, shown)))
   if jax.process_index() == 0:
     picture = embedding.draw(before, after, source.spec.class_names)
     if picture:

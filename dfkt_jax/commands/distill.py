@@ -135,7 +135,7 @@ def _train(
     return step(state, index, key, teacher)
 
   def observe(state, done):
-    grid = images.grid(jax.device_get(preview(key, state)).images)
+    grid = images.grid(parallel.gather(preview(key, state).images))
     if jax.process_index() == 0:
       name = f"{done * transfer.student_steps:06d}.png"
       images.save_png(options.workdir / "images" / name, grid)

@@ -229,7 +229,7 @@ def _train(config, options, key, teacher, state, stream, mesh, judge):
 
   def observe(state, done):
     if hasattr(method, "sample"):
-      grid = images.grid(jax.device_get(sample(key, state)))
+      grid = images.grid(parallel.gather(sample(key, state)))
       if jax.process_index() == 0:
         name = f"{done * study.student_steps:06d}.png"
         images.save_png(options.workdir / "images" / name, grid)

@@ -24,7 +24,11 @@ _SHARES = ("accuracy", "agreement", "calibration_error", "h_score")
 
 
 def show_result(result: Mapping[str, Any], workdir: Path) -> None:
-  """The figures of a run, and where its files are."""
+  """The figures of a run, and where its files are; by one process of it."""
+  import jax  # not by `dfkt list`, which answers at once
+
+  if jax.process_index() != 0:
+    return
   table = Table(show_header=False, box=None, pad_edge=False)
   for name, value in result.items():
     if value is not None and not isinstance(value, list | dict):

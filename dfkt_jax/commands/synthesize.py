@@ -123,7 +123,7 @@ def _run(config, options, teacher, student, verifier):
 
   def observe(state, done):
     number = done // chunks - 1
-    pixels, labels, _ = jax.device_get(sample(key, state, number))
+    pixels, labels, _ = parallel.gather(sample(key, state, number))
     count = min(batch, config.num_images - number * batch)
     pixels = np.round(pixels[:count] * 255).astype(np.uint8)
     decisions = predict(teacher, pixels).argmax(1)

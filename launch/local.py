@@ -1,0 +1,148 @@
+"""Several processes of one run on this machine's CPU.
+
+COMMAND  python launch/local.py --processes 2 -- distill dfq --teacher t20 \
+           --student resnet20 --workdir runs/dfq
+
+Behind `--` stand the words of `dfkt`, for every process the same. Each has
+--devices-per-process CPU devices; between them they are one mesh, as the hosts
+of a pod are. What they print has their number before it. SIGTERM and Ctrl-C are
+handed on: all save at one round and exit with 75, and the same command goes on
+from there. Where one fails the others are stopped.
+
+Exit code: of the first process that failed, or else 75 if any was preempted.
+"""
+
+# ruff: noqa: T201 (a script: what it prints is what it is for)
+
+import argparse
+from collections.abc import Sequence
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+FINE = (None, 0, 75)  # running, done, preempted
+GRACE_SECONDS = 60  # for the others to end by themselves once one has failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = _parse(argv)
+  environments = _environments(args)
+  command = [sys.executable, "-m", "dfkt_jax", *args.words]
+  if args.dry_run:
+    for environment in environments:
+      names = [f"{name}={value}" for name, value in environment.items()]
+      print(shlex.join(["env", *names, *command]))
+    return 0
+  children = [
+    subprocess.Popen(
+      command,
+      env={**os.environ, **environment},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      # Ctrl-C reaches a whole group; each is to be told once, by us.
+      start_new_session=True,
+    )
+    for environment in environments
+  ]
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: _tell(children, signal.SIGTERM))
+  readers = [
+    threading.Thread(target=_echo, args=(index, child.stdout))
+    for index, child in enumerate(children)
+  ]
+  for reader in readers:
+    reader.start()
+  code = _wait(children)
+  for reader in readers:
+    reader.join()
+  return code
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--processes", type=_count, default=2)
+  parser.add_argument("--devices-per-process", type=_count, default=1)
+  parser.add_argument(
+    "--port", type=_count, help="of process 0 (default: a free one)"
+  )
+  parser.add_argument(
+    "--dry-run", action="store_true", help="print the commands, run none"
+  )
+  parser.add_argument("words", nargs="+", help="of dfkt, behind --")
+  return parser.parse_args(argv)
+
+
+def _count(text):
+  if not text.isdigit() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+  return int(text)
+
+
+def _environments(args):
+  """What each process is told beyond what this one was."""
+  port = args.port or _free_port()
+  return [
+    {
+      "DFKT_COORDINATOR": f"127.0.0.1:{port}",
+      "DFKT_PROCESSES": str(args.processes),
+      "DFKT_PROCESS": str(index),
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": str(args.devices_per_process),
+    }
+    for index in range(args.processes)
+  ]
+
+
+def _free_port():
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def _echo(index, stream):
+  for line in stream:
+    print(f"[{index}] {line}", end="", flush=True)
+
+
+def _tell(children, number):
+  for child in children:
+    if child.poll() is None:
+      child.send_signal(number)
+
+
+def _wait(children):
+  """Until all have ended; what to exit with."""
+  deadline, failed = None, None
+  while None in (codes := [child.poll() for child in children]) or not failed:
+    bad = [index for index, code in enumerate(codes) if code not in FINE]
+    if bad and failed is None:
+      # Where several ended at once, a signal is the cause and not the effect.
+      first = min(bad, key=lambda index: codes[index])
+      failed, deadline = codes[first], time.monotonic() + GRACE_SECONDS
+      _complain(
+        f"process {first} ended with {failed}: the others are stopped if they"
+        f" have not ended in {GRACE_SECONDS} s; the same command goes on from"
+        " the last checkpoint"
+      )
+    elif None not in codes:
+      return max(codes)
+    if deadline is not None and time.monotonic() > deadline:
+      _tell(children, signal.SIGKILL)
+    time.sleep(0.1)
+  return failed if failed >= 0 else 128 - failed  # as a shell says it
+
+
+def _complain(text):
+  print(f"local.py: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

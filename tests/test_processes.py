@@ -1,0 +1,236 @@
+"""Runs of two processes, each with a device of its own, on this machine."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dfkt_jax import data, parallel, teachers
+from dfkt_jax.errors import UsageError
+from dfkt_jax.metrics import read_metrics
+from tests.networks import tiny
+
+LOCAL = Path(__file__).parents[1] / "launch" / "local.py"
+TIMES = ("wall_seconds", "images_per_second")
+SHORT = ("--steps", "8", "--batch-size", "16")
+COMMANDS = {
+  "dfq": (
+    *("distill", "dfq", "--teacher", "NETWORK", "--student", "convnet-half"),
+    *("--eval-dataset", "DATA", "--student-steps", "2", *SHORT),
+    *("--latent", "4", "--generator-widths", "4", "4", "4"),
+  ),
+  "odsd": (
+    *("distill", "odsd", "--teacher", "NETWORK", "--student", "convnet-half"),
+    *("--eval-dataset", "DATA", "--pool", "DATA", "--pool-cache", "CACHE"),
+    *("--num-images", "30", "--student-steps", "2", *SHORT),
+  ),
+  "synthesize": (
+    *("synthesize", "deep-inversion", "--teacher", "NETWORK", "--steps", "4"),
+    *("--num-images", "24", "--synthesis-batch-size", "16"),
+  ),
+  "adapt": (
+    *("adapt", "shot", "--source", "NETWORK", "--target", "DATA"),
+    *("--eval-dataset", "DATA", "--pool-cache", "CACHE", *SHORT),
+  ),
+  "train": (
+    *("teacher", "train", "--arch", "convnet-half", "--dataset", "DATA"),
+    *("--eval-dataset", "DATA", *SHORT),
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+  place = tmp_path_factory.mktemp("inputs")
+  network = jax.device_get(tiny(widths=(16, 32, 64)))
+  teachers.save(
+    place / "t", network, teachers.describe(network, "convnet-half")
+  )
+  chosen = data.load("digits/test")
+  np.savez(place / "d", images=chosen.images[:40], labels=chosen.labels[:40])
+  return place
+
+
+def words(inputs: Path, command: str, work: Path, *flags: str) -> list[str]:
+  places = {
+    "NETWORK": inputs / "t",
+    "DATA": f"npz:{inputs / 'd.npz'}",
+    "CACHE": inputs / "cache",
+  }
+  words = (*COMMANDS[command], *flags, "--workdir", work)
+  return [str(places.get(word, word)) for word in words]
+
+
+def start(words: list[str], *flags: str) -> subprocess.Popen:
+  """Both processes of a run, under `launch/local.py`."""
+  return subprocess.Popen(
+    [sys.executable, str(LOCAL), *flags, "--", *words],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    env={**os.environ, "PYTHONPATH": str(LOCAL.parents[1])},
+    text=True,
+  )
+
+
+def alone(words: list[str]) -> None:
+  """The same run in one process with two devices."""
+  done = subprocess.run(
+    [sys.executable, "-m", "dfkt_jax", *words],
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def figures(work: Path) -> tuple[dict, list[dict]]:
+  result = json.loads((work / "result.json").read_text())
+  result = {k: v for k, v in result.items() if k not in (*TIMES, "dataset")}
+  rows = [
+    {k: v for k, v in row.items() if k != "wall"} for row in read_metrics(work)
+  ]
+  return result, rows
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_processes_give_the_figures_of_one(inputs, tmp_path, command):
+  one, two = tmp_path / "one", tmp_path / "two"
+  process = start(words(inputs, command, two))
+  text, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, text
+  assert text.count("workdir:") == 1  # one of them speaks
+  alone(words(inputs, command, one))
+  (result, rows), (expected, expected_rows) = figures(two), figures(one)
+  assert result.keys() == expected.keys()
+  for name, value in expected.items():
+    same = pytest.approx(value, rel=1e-3) if type(value) is float else value
+    assert result[name] == same, name
+  assert len(rows) == len(expected_rows)
+  for row, wanted in zip(rows, expected_rows, strict=True):
+    assert row == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+
+
+def wait_for_rounds(work: Path, process: subprocess.Popen, count: int) -> None:
+  deadline = time.monotonic() + 200
+  while not work.exists() or len(read_metrics(work)) < count:
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def child(work: Path, number: int) -> int:
+  """The process id of one of a run's two processes."""
+  for place in Path("/proc").iterdir():
+    try:
+      said = (place / "environ").read_bytes().split(b"\0")
+      line = (place / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # not a process, or gone, or not ours
+      continue
+    is_its = str(work).encode() in line and b"-m" in line
+    if is_its and f"DFKT_PROCESS={number}".encode() in said:
+      return int(place.name)
+  raise AssertionError(f"process {number} of {work} does not run")
+
+
+LONG = ("--steps", "200", "--checkpoint-seconds", "0.5")
+
+
+def test_a_sigterm_to_one_saves_on_both(inputs, tmp_path):
+  stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+  process = start(words(inputs, "dfq", stopped, *LONG))
+  wait_for_rounds(stopped, process, 5)
+  os.kill(child(stopped, 1), signal.SIGTERM)
+  text, _ = process.communicate(timeout=100)
+  assert process.returncode == 75, text
+  for number in (0, 1):
+    assert f"[{number}] dfkt: stopped after step" in text
+  again = start(words(inputs, "dfq", stopped, *LONG))
+  text, _ = again.communicate(timeout=300)
+  assert again.returncode == 0, text
+  assert "resuming after step" in text
+  alone(words(inputs, "dfq", whole, *LONG))
+  (result, _), (expected, _) = figures(stopped), figures(whole)
+  assert result["accuracy_last"] == pytest.approx(expected["accuracy_last"])
+  assert result["agreement_in_training"] == pytest.approx(
+    expected["agreement_in_training"], rel=1e-3
+  )
+
+
+def test_a_killed_process_ends_the_other_with_a_sentence(inputs, tmp_path):
+  work = tmp_path / "w"
+  process = start(words(inputs, "dfq", work, *LONG))
+  wait_for_rounds(work, process, 5)
+  os.kill(child(work, 1), signal.SIGKILL)
+  text, _ = process.communicate(timeout=100)
+  assert process.returncode == 128 + signal.SIGKILL, text
+  assert "[0] dfkt: the other processes of this run no longer answer" in text
+  assert "local.py: process 1 ended with -9" in text
+  again = start(words(inputs, "dfq", work, *LONG))
+  text, _ = again.communicate(timeout=300)
+  assert again.returncode == 0, text
+  assert "resuming after step" in text
+
+
+def test_what_one_refuses_ends_both(inputs, tmp_path):
+  flags = ("--devices", "1")
+  process = start(words(inputs, "dfq", tmp_path / "w", *flags))
+  text, _ = process.communicate(timeout=100)
+  assert process.returncode == 2, text
+  assert "--devices 1: the 2 processes of this run have 2 devices" in text
+
+
+def test_a_dry_run_prints_what_would_be_run():
+  process = start(["list", "archs"], "--dry-run", "--processes", "3")
+  text, _ = process.communicate(timeout=60)
+  lines = text.splitlines()
+  assert process.returncode == 0
+  assert len(lines) == 3
+  for number, line in enumerate(lines):
+    assert line.startswith("env DFKT_COORDINATOR=127.0.0.1:")
+    assert f"DFKT_PROCESSES=3 DFKT_PROCESS={number} " in line
+    assert line.endswith("-m dfkt_jax list archs")
+
+
+@pytest.mark.parametrize("flags", [("--processes", "0"), ("--port", "x")])
+def test_local_refuses_what_is_no_count(flags):
+  process = start(["list", "archs"], *flags)
+  text, _ = process.communicate(timeout=60)
+  assert process.returncode == 2
+  assert "no whole number from 1 up" in text
+
+
+ALL = {
+  "DFKT_COORDINATOR": "127.0.0.1:1",
+  "DFKT_PROCESSES": "2",
+  "DFKT_PROCESS": "0",
+}
+
+
+@pytest.mark.parametrize(
+  ("environment", "said"),
+  [
+    ({"DFKT_PROCESSES": "2"}, "DFKT_PROCESSES set and DFKT_COORDINATOR, DFKT"),
+    (
+      {**ALL, "DFKT_PROCESS": "2"},
+      "DFKT_PROCESS is '2' and DFKT_PROCESSES '2'",
+    ),
+    ({**ALL, "DFKT_PROCESSES": "two"}, "DFKT_PROCESSES 'two': give a whole"),
+    ({**ALL, "DFKT_CLUSTER": "1"}, "DFKT_CLUSTER and DFKT_COORDINATOR"),
+  ],
+)
+def test_an_environment_that_does_not_fit_together(environment, said):
+  with pytest.raises(UsageError, match=said):
+    parallel.start(environment)
+
+
+def test_without_a_word_of_others_there_are_none():
+  parallel.start({})
+  assert not jax.distributed.is_initialized()
