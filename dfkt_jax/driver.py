@@ -70,7 +70,7 @@ def drive(
 
   Raises:
     DfktError: a loss term is not finite; the last checkpoint is from before.
-    Preempted: SIGTERM or Ctrl-C; the state is saved.
+    Preempted: SIGTERM or, to a run of one process, Ctrl-C; the state is saved.
   """
   log_every = max(1, rounds // LOG_LINES)
   with contextlib.ExitStack() as stack:
@@ -83,7 +83,7 @@ def drive(
       wall = meta["wall_seconds"]
       if stream is not None:
         stream.restore(meta["stream"])
-    stopped = stack.enter_context(_stop_signals())
+    stopped, begun = stack.enter_context(_stop_signals()), done
     writer = stack.enter_context(
       MetricsWriter(
         options.workdir,
@@ -114,7 +114,7 @@ def drive(
       clock.tick(infos)
       observing = done % observe_every == 0 or done == rounds
       logging = observing or index == 0 or done % log_every == 0
-      stop = stopped(done)
+      stop = stopped(done - begun)
       due = time.monotonic() - saved_at > options.checkpoint_seconds
       if jax.process_count() > 1:
         # All have to save at the same round; asking costs a wait for it.
@@ -237,10 +237,11 @@ def _check_finite(pending) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[int], bool]]:
-  """stopped(rounds done): whether to stop now, the same on every process.
+  """stopped(rounds since then): whether to stop, the same on every process.
 
-  SIGTERM and the first Ctrl-C ask for it. With several processes JAX listens
-  for SIGTERM, and names a round that none of them has passed.
+  SIGTERM and the first Ctrl-C ask for it. With several processes only SIGTERM
+  does: JAX listens for it, and names a round that none of them has passed; the
+  first one, if it came before any, so rounds are to count from 1 and by 1.
   """
   if jax.process_count() > 1:
     yield multihost_utils.reached_preemption_sync_point

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 import contextlib
 import os
 import sys
+import traceback
 
 from rich.console import Console
 
 from dfkt_jax.errors import DfktError, Preempted
+
+_OF_OTHERS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat")
 
 
 @contextlib.contextmanager
@@ -21,6 +24,7 @@ def explained(debug: bool = False) -> Iterator[None]:
     yield
   except DfktError as error:
     if debug:
+      _show_traceback(error.exit_code)
       raise
     _complain(str(error))
     _leave(error.exit_code)
@@ -29,9 +33,10 @@ def explained(debug: bool = False) -> Iterator[None]:
   except BrokenPipeError:
     # The reader of our output has gone; so must what is left in the buffer.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+    _leave(1)
   except Exception as error:
     if debug:
+      _show_traceback(1)
       raise
     if _several_processes() and _is_of_others(error):
       reason = str(error).splitlines()[0][:200]
@@ -61,8 +66,18 @@ def _several_processes() -> bool:
 
 
 def _is_of_others(error: Exception) -> bool:
-  """Whether another process is the likely cause; Orbax renames such errors."""
-  return type(error).__name__ == "JaxRuntimeError" or "Gloo" in str(error)
+  """Whether it says that another process does not answer.
+
+  What is raised differs: Orbax, for one, renames such errors.
+  """
+  return any(word in str(error) for word in _OF_OTHERS)
+
+
+def _show_traceback(code: int) -> None:
+  """And leaves, where there are others that a normal exit would wait for."""
+  if _several_processes():
+    traceback.print_exc()
+    _leave(code)
 
 
 def _leave(code: int) -> None:

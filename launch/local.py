@@ -3,19 +3,22 @@
 COMMAND  python launch/local.py --processes 2 -- distill dfq --teacher t20 \
            --student resnet20 --workdir runs/dfq
 
-Behind `--` stand the words of `dfkt`, for every process the same. Each has
+Behind `--` stand the words of a `dfkt` command that runs on a mesh (distill,
+synthesize, adapt, teacher train, run), for every process the same. Each has
 --devices-per-process CPU devices; between them they are one mesh, as the hosts
-of a pod are. What they print has their number before it. SIGTERM and Ctrl-C are
-handed on: all save at one round and exit with 75, and the same command goes on
-from there. Where one fails the others are stopped.
+of a pod are. What they print has their number before it. SIGTERM and the first
+Ctrl-C are handed on: all save at one round and exit with 75, and the same
+command goes on from there; another Ctrl-C kills them. Where one fails the
+others are stopped.
 
-Exit code: of the first process that failed, or else 75 if any was preempted.
+Exit code: of the process that failed, or else 75 if any was preempted.
 """
 
 # ruff: noqa: T201 (a script: what it prints is what it is for)
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import os
 import shlex
 import signal
@@ -50,8 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for environment in environments
   ]
+  interrupted = []
+
+  def hand_on(number, _):
+    _tell(children, signal.SIGKILL if interrupted else signal.SIGTERM)
+    if number == signal.SIGINT:
+      interrupted.append(number)
+
   for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: _tell(children, signal.SIGTERM))
+    signal.signal(number, hand_on)
   readers = [
     threading.Thread(target=_echo, args=(index, child.stdout))
     for index, child in enumerate(children)
@@ -109,7 +119,9 @@ def _free_port():
 
 def _echo(index, stream):
   for line in stream:
-    print(f"[{index}] {line}", end="", flush=True)
+    # A child whose pipe nobody empties stands still.
+    with contextlib.suppress(OSError):
+      print(f"[{index}] {line}", end="", flush=True)
 
 
 def _tell(children, number):
@@ -124,13 +136,16 @@ def _wait(children):
   while None in (codes := [child.poll() for child in children]) or not failed:
     bad = [index for index, code in enumerate(codes) if code not in FINE]
     if bad and failed is None:
-      # Where several ended at once, a signal is the cause and not the effect.
-      first = min(bad, key=lambda index: codes[index])
+      # Where several ended at once: JAX aborts those that are left behind, and
+      # a kill is the cause and not the effect.
+      aborted = -signal.SIGABRT
+      first = min(
+        bad, key=lambda index: (codes[index] == aborted, codes[index])
+      )
       failed, deadline = codes[first], time.monotonic() + GRACE_SECONDS
       _complain(
         f"process {first} ended with {failed}: the others are stopped if they"
-        f" have not ended in {GRACE_SECONDS} s; the same command goes on from"
-        " the last checkpoint"
+        f" have not ended in {GRACE_SECONDS} s"
       )
     elif None not in codes:
       return max(codes)

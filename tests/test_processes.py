@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from dfkt_jax import data, parallel, teachers
+from dfkt_jax import data, exits, parallel, teachers
 from dfkt_jax.errors import UsageError
 from dfkt_jax.metrics import read_metrics
 from tests.networks import tiny
@@ -141,50 +141,99 @@ def child(work: Path, number: int) -> int:
 
 
 LONG = ("--steps", "200", "--checkpoint-seconds", "0.5")
+LONGER = ("--steps", "4000", "--checkpoint-seconds", "0.5")
+
+
+def wait_for_a_checkpoint(work: Path, process: subprocess.Popen) -> None:
+  deadline = time.monotonic() + 200
+  while not any(
+    path.name.isdigit() for path in (work / "checkpoints").glob("*")
+  ):
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
 
 
 def test_a_sigterm_to_one_saves_on_both(inputs, tmp_path):
-  stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-  process = start(words(inputs, "dfq", stopped, *LONG))
-  wait_for_rounds(stopped, process, 5)
-  os.kill(child(stopped, 1), signal.SIGTERM)
-  text, _ = process.communicate(timeout=100)
+  work = tmp_path / "w"
+  process = start(words(inputs, "dfq", work, *LONGER))
+  wait_for_rounds(work, process, 5)
+  os.kill(child(work, 1), signal.SIGTERM)
+  text, _ = process.communicate(timeout=200)
   assert process.returncode == 75, text
   for number in (0, 1):
     assert f"[{number}] dfkt: stopped after step" in text
-  again = start(words(inputs, "dfq", stopped, *LONG))
+  # And once more, before the first round of what is resumed.
+  again = start(words(inputs, "dfq", work, *LONGER))
+  time.sleep(1.0)
+  wait_for_child(work, again)
+  os.kill(child(work, 0), signal.SIGTERM)
+  text, _ = again.communicate(timeout=200)
+  assert again.returncode == 75, text
+  assert "resuming after step" in text
+
+
+def wait_for_child(work: Path, process: subprocess.Popen) -> None:
+  """Until process 0 listens for SIGTERM: the connection of both is said."""
+  for line in process.stdout:
+    if "is connected to 1 peer ranks" in line:
+      return
+  raise AssertionError("the processes never met")
+
+
+def test_a_killed_process_ends_the_other_and_the_rest_is_resumed(
+  inputs, tmp_path
+):
+  killed, whole = tmp_path / "killed", tmp_path / "whole"
+  process = start(words(inputs, "dfq", killed, *LONG))
+  wait_for_a_checkpoint(killed, process)
+  os.kill(child(killed, 1), signal.SIGKILL)
+  text, _ = process.communicate(timeout=100)
+  assert process.returncode == 128 + signal.SIGKILL, text
+  assert "local.py: process 1 ended with -9" in text
+  assert not (killed / "result.json").exists()
+  again = start(words(inputs, "dfq", killed, *LONG))
   text, _ = again.communicate(timeout=300)
   assert again.returncode == 0, text
   assert "resuming after step" in text
   alone(words(inputs, "dfq", whole, *LONG))
-  (result, _), (expected, _) = figures(stopped), figures(whole)
+  (result, _), (expected, _) = figures(killed), figures(whole)
   assert result["accuracy_last"] == pytest.approx(expected["accuracy_last"])
   assert result["agreement_in_training"] == pytest.approx(
     expected["agreement_in_training"], rel=1e-3
   )
 
 
-def test_a_killed_process_ends_the_other_with_a_sentence(inputs, tmp_path):
-  work = tmp_path / "w"
-  process = start(words(inputs, "dfq", work, *LONG))
-  wait_for_rounds(work, process, 5)
-  os.kill(child(work, 1), signal.SIGKILL)
-  text, _ = process.communicate(timeout=100)
-  assert process.returncode == 128 + signal.SIGKILL, text
-  assert "[0] dfkt: the other processes of this run no longer answer" in text
-  assert "local.py: process 1 ended with -9" in text
-  again = start(words(inputs, "dfq", work, *LONG))
-  text, _ = again.communicate(timeout=300)
-  assert again.returncode == 0, text
-  assert "resuming after step" in text
+def test_what_the_first_process_refuses_ends_both(inputs, tmp_path):
+  # It alone looks after the workdir.
+  (tmp_path / "w").mkdir()
+  (tmp_path / "w" / "mine.txt").write_text("not a workdir")
+  process = start(words(inputs, "dfq", tmp_path / "w"))
+  text, _ = process.communicate(timeout=200)
+  assert process.returncode == 2, text
+  assert "holds no config.json" in text
 
 
-def test_what_one_refuses_ends_both(inputs, tmp_path):
-  flags = ("--devices", "1")
-  process = start(words(inputs, "dfq", tmp_path / "w", *flags))
-  text, _ = process.communicate(timeout=100)
+def test_all_devices_of_several_processes_are_used(inputs, tmp_path):
+  process = start(words(inputs, "dfq", tmp_path / "w", "--devices", "1"))
+  text, _ = process.communicate(timeout=200)
   assert process.returncode == 2, text
   assert "--devices 1: the 2 processes of this run have 2 devices" in text
+
+
+@pytest.mark.parametrize(
+  ("error", "said"),
+  [
+    (ValueError("Gloo AllGather failed: reset by peer"), "no longer answer"),
+    (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), "unexpected Runtime"),
+  ],
+)
+def test_what_others_are_blamed_for(error, said, monkeypatch, capsys):
+  monkeypatch.setattr(exits, "_several_processes", lambda: True)
+  monkeypatch.setattr(exits.os, "_exit", sys.exit)
+  with pytest.raises(SystemExit, match="1"), exits.explained():
+    raise error
+  assert said in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_what_would_be_run():
