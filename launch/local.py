@@ -138,10 +138,8 @@ def _wait(children):
     if bad and failed is None:
       # Where several ended at once: JAX aborts those that are left behind, and
       # a kill is the cause and not the effect.
-      aborted = -signal.SIGABRT
-      first = min(
-        bad, key=lambda index: (codes[index] == aborted, codes[index])
-      )
+      rank = lambda index: (codes[index] == -signal.SIGABRT, codes[index])
+      first = min(bad, key=rank)
       failed, deadline = codes[first], time.monotonic() + GRACE_SECONDS
       _complain(
         f"process {first} ended with {failed}: the others are stopped if they"

@@ -1,9 +1,11 @@
 """Small networks for tests."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax import models
+from dfkt_jax import models, teachers
 from dfkt_jax import network as net
 from dfkt_jax.network import InputSpec, Network
 
@@ -34,3 +36,9 @@ def tiny(seed: int = 0, widths=(4, 8), input_spec=None) -> Network:
   head = {**params["linear"], "kernel": 5.0 * params["linear"]["kernel"]}
   params = {**params, "linear": head}
   return network.replace(variables={"params": params, "batch_stats": stats})
+
+
+def save_tiny(place: Path) -> None:
+  """`tiny`, as wide as a convnet-half, as a network directory."""
+  network = jax.device_get(tiny(widths=(16, 32, 64)))
+  teachers.save(place, network, teachers.describe(network, "convnet-half"))

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from dfkt_jax import data, exits, parallel, teachers
+from dfkt_jax import data, exits, parallel
 from dfkt_jax.errors import UsageError
 from dfkt_jax.metrics import read_metrics
-from tests.networks import tiny
+from tests.networks import save_tiny
 
 LOCAL = Path(__file__).parents[1] / "launch" / "local.py"
 TIMES = ("wall_seconds", "images_per_second")
@@ -49,10 +49,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
   place = tmp_path_factory.mktemp("inputs")
-  network = jax.device_get(tiny(widths=(16, 32, 64)))
-  teachers.save(
-    place / "t", network, teachers.describe(network, "convnet-half")
-  )
+  save_tiny(place / "t")
   chosen = data.load("digits/test")
   np.savez(place / "d", images=chosen.images[:40], labels=chosen.labels[:40])
   return place
@@ -154,6 +151,14 @@ def wait_for_a_checkpoint(work: Path, process: subprocess.Popen) -> None:
     time.sleep(0.05)
 
 
+def wait_until_met(process: subprocess.Popen) -> None:
+  """Until both processes are connected, which is before their first round."""
+  for line in process.stdout:
+    if "is connected to 1 peer ranks" in line:
+      return
+  raise AssertionError("the processes never met")
+
+
 def test_a_sigterm_to_one_saves_on_both(inputs, tmp_path):
   work = tmp_path / "w"
   process = start(words(inputs, "dfq", work, *LONGER))
@@ -165,20 +170,11 @@ def test_a_sigterm_to_one_saves_on_both(inputs, tmp_path):
     assert f"[{number}] dfkt: stopped after step" in text
   # And once more, before the first round of what is resumed.
   again = start(words(inputs, "dfq", work, *LONGER))
-  time.sleep(1.0)
-  wait_for_child(work, again)
+  wait_until_met(again)
   os.kill(child(work, 0), signal.SIGTERM)
   text, _ = again.communicate(timeout=200)
   assert again.returncode == 75, text
   assert "resuming after step" in text
-
-
-def wait_for_child(work: Path, process: subprocess.Popen) -> None:
-  """Until process 0 listens for SIGTERM: the connection of both is said."""
-  for line in process.stdout:
-    if "is connected to 1 peer ranks" in line:
-      return
-  raise AssertionError("the processes never met")
 
 
 def test_a_killed_process_ends_the_other_and_the_rest_is_resumed(

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
 from dfkt_jax import data, teachers
 from dfkt_jax.metrics import read_metrics
-from tests.networks import tiny
+from tests.networks import save_tiny
 
 TIMES = ("wall_seconds", "images_per_second", "device")
 BATCH = ["--synthesis-batch-size", "16"]
@@ -32,10 +31,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
   place = tmp_path_factory.mktemp("inputs")
-  network = jax.device_get(tiny(widths=(16, 32, 64)))
-  teachers.save(
-    place / "t", network, teachers.describe(network, "convnet-half")
-  )
+  save_tiny(place / "t")
   chosen = data.load("digits/test")
   np.savez(place / "d", images=chosen.images[:40], labels=chosen.labels[:40])
   np.savez(place / "pool", images=data.load("digits/train").images[:120])

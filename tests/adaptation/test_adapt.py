@@ -20,7 +20,7 @@ from dfkt_jax.errors import UsageError
 from dfkt_jax.methods import ADAPTERS
 from dfkt_jax.metrics import read_metrics
 from dfkt_jax.report import report
-from tests.networks import spec, tiny
+from tests.networks import save_tiny, spec, tiny
 
 TIMES = ("wall_seconds", "images_per_second", "device")
 
@@ -28,10 +28,7 @@ TIMES = ("wall_seconds", "images_per_second", "device")
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
   place = tmp_path_factory.mktemp("inputs")
-  network = jax.device_get(tiny(widths=(16, 32, 64)))
-  teachers.save(
-    place / "s", network, teachers.describe(network, "convnet-half")
-  )
+  save_tiny(place / "s")
   digits = data.load("digits/train")
   np.savez(place / "target", images=digits.images[:90])
   np.savez(place / "few", images=digits.images[:7])

@@ -14,7 +14,7 @@ from dfkt_jax import network as net
 from dfkt_jax.data.pool import open_pool
 from dfkt_jax.openworld import scoring
 from dfkt_jax.openworld.dfnd import DFND
-from tests.networks import tiny
+from tests.networks import save_tiny
 
 SMALL = ["--steps", "4", "--student-steps", "2", "--batch-size", "8"]
 GENERATOR = [
@@ -26,10 +26,7 @@ GENERATOR = [
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
   place = tmp_path_factory.mktemp("inputs")
-  network = jax.device_get(tiny(widths=(16, 32, 64)))
-  teachers.save(
-    place / "t", network, teachers.describe(network, "convnet-half")
-  )
+  save_tiny(place / "t")
   digits = data.load("digits/test")
   np.savez(place / "d", images=digits.images[:40], labels=digits.labels[:40])
   np.savez(place / "pool", images=digits.images[40:140])
