@@ -32,7 +32,7 @@ class RunOptions:
   """
 
   workdir: Path  # folder of the run; rerun the same command to resume
-  devices: int | None = None  # use the first so many devices (default: all)
+  mesh: str | None = None  # data=N or data=N,model=M devices (default: all)
   checkpoint_seconds: float = 60.0  # save the state this often
   tensorboard: bool = False  # also write WORKDIR/tensorboard
 

@@ -6,7 +6,7 @@ import itertools
 import jax
 import numpy as np
 
-from dfkt_jax import data
+from dfkt_jax import data, parallel
 from dfkt_jax import network as net
 from dfkt_jax.data import Dataset
 from dfkt_jax.errors import DfktError, UsageError
@@ -58,9 +58,11 @@ def make_predict() -> Callable[[Network, np.ndarray], np.ndarray]:
 
   @jax.jit
   def forward(network, images):
-    return net.logits(network, images.astype("float32") / 255)
+    images = parallel.split(images)
+    logits = net.logits(network, images.astype("float32") / 255)
+    return parallel.whole(logits)
 
-  def predict(network, images, batch_size=500):
+  def predict(network, images, batch_size=512):
     labels = np.zeros(len(images), np.int32)
     size = min(batch_size, len(images))
     answers = [

@@ -7,16 +7,21 @@ through `jit` as an argument, so its weights are never compiled into a program.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from dfkt_jax import parallel
+from dfkt_jax.errors import UsageError
 from dfkt_jax.models.norm import BatchNorm
 
 PyTree = Any
+# Whose batch BatchNorm takes its statistics of: everybody's, or a device's own.
+Statistics = Literal["global", "per_device"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,22 +138,39 @@ def statistics(network: Network, images: jax.Array) -> tuple[jax.Array, dict]:
 
 
 def train_logits(
-  network: Network, images: jax.Array, key: jax.Array | None
+  network: Network,
+  images: jax.Array,
+  key: jax.Array | None,
+  statistics: Statistics = "global",
 ) -> tuple[jax.Array, dict]:
   """Logits with BatchNorm on batch statistics, and the variables to go on with.
 
   The variables are the network's own with `batch_stats` moved towards the
   batch. `key` feeds dropout where the module has any; None: nothing is dropped.
+
+  `statistics` are those of the whole batch, or for every device of the mesh
+  those of its own share of it, which takes no communication but one mean of
+  all the running statistics at the end, and depends on the number of devices.
+
+  Raises:
+    UsageError: they are per device and the batch cannot be split evenly.
   """
-  out, _, variables = train_features(network, images, key)
+  out, _, variables = train_features(network, images, key, statistics)
   return out, variables
 
 
 def train_features(
-  network: Network, images: jax.Array, key: jax.Array | None
+  network: Network,
+  images: jax.Array,
+  key: jax.Array | None,
+  statistics: Statistics = "global",
 ) -> tuple[jax.Array, dict[str, jax.Array], dict]:
   """`train_logits` with the named intermediates between its two answers."""
-  out, updated = _train(network, images, key, ["batch_stats", "features"])
+  collections = ["batch_stats", "features"]
+  if statistics == "per_device" and parallel.data_devices() > 1:
+    out, updated = _train_apart(network, images, key, collections)
+  else:
+    out, updated = _train(network, images, key, collections)
   taps = updated.pop("features", {})
   return out, taps, {**network.variables, **updated}
 
@@ -157,6 +179,33 @@ def batch_statistics(network: Network, images: jax.Array) -> dict:
   """`statistics` with every BatchNorm running on the batch's own; no logits."""
   _, updated = _train(network, images, None, ["batch_stats", "bn_inputs"])
   return updated.get("bn_inputs", {})
+
+
+def _train_apart(network, images, key, collections) -> tuple[jax.Array, dict]:
+  """`_train` on every device for its own share of the batch."""
+  devices = parallel.data_devices()
+  if len(images) % devices:
+    raise UsageError(
+      f"--statistics per_device splits a batch of {len(images)} images over"
+      f" {devices} devices: give a --batch-size that {devices} divides"
+    )
+
+  def apply(variables, images, key):
+    if key is not None:
+      key = jax.random.fold_in(key, jax.lax.axis_index(parallel.DATA))
+    share = dataclasses.replace(network, variables=variables)
+    out, updated = _train(share, images, key, collections)
+    moved = jax.lax.pmean(updated.pop("batch_stats", {}), parallel.DATA)
+    return out, updated, moved
+
+  whole, split = PartitionSpec(), PartitionSpec(parallel.DATA)
+  out, updated, moved = jax.shard_map(
+    apply,
+    in_specs=(whole, split, whole),
+    out_specs=(split, split, whole),
+    axis_names={parallel.DATA},
+  )(network.variables, images, key)
+  return out, {**updated, **({"batch_stats": moved} if moved else {})}
 
 
 def _train(network, images, key, collections) -> tuple[jax.Array, dict]:

@@ -1,9 +1,11 @@
 """Processes and devices: one mesh, and where arrays live on it.
 
-A mesh has one axis, "data"; batches and the pool are split over it, all else is
-on every device. BatchNorm statistics come out global over the mesh, which is
-what the single-GPU papers computed. Axes are Auto: `jax.make_mesh` defaults to
-Explicit ones, under which gathers from a sharded bank do not type-check.
+A mesh has an axis "data", over which batches and the pool are split, and an
+axis "model", mostly of 1, over which large parameters are (`placement`); all
+else is on every device. BatchNorm statistics come out global over the mesh,
+which is what the single-GPU papers computed. Axes are Auto: `jax.make_mesh`
+defaults to Explicit ones, under which gathers from a sharded bank do not
+type-check.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ import numpy as np
 
 from dfkt_jax.errors import DfktError, UsageError
 
-DATA = "data"
+DATA, MODEL = "data", "model"
 COORDINATOR = "DFKT_COORDINATOR"  # host:port of process 0
 PROCESSES = "DFKT_PROCESSES"  # how many there are
 PROCESS = "DFKT_PROCESS"  # which of them this is, from 0 up
@@ -83,28 +85,69 @@ def _place(environment):
   }
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
-  """A mesh over the first `devices` devices, or over all of them.
+def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
+  """A mesh over the first `data * model` devices.
+
+  Args:
+    data: devices a batch is split over; None: all there are.
+    model: devices a large parameter is split over.
 
   Raises:
     UsageError: there are fewer devices than that, or a process would have none
       of them to itself.
   """
   available = jax.devices()
-  count = len(available) if devices is None else devices
+  if data is None:
+    data = max(1, len(available) // max(1, model))
+  count = data * model
+  flag = f"--mesh {DATA}={data}" + (f",{MODEL}={model}" if model != 1 else "")
   if jax.process_count() > 1 and count != len(available):
     raise UsageError(
-      f"--devices {count}: the {jax.process_count()} processes of this run have"
-      f" {len(available)} devices between them, and all are used: leave it out"
+      f"{flag}: the {jax.process_count()} processes of this run have"
+      f" {len(available)} devices between them, and all are used: leave it out,"
+      " or give axes that multiply to that"
     )
-  if not 1 <= count <= len(available):
+  if model > 1 and jax.local_device_count() % model:
     raise UsageError(
-      f"--devices {count}: this machine has {len(available)}"
-      f" {available[0].platform} device(s); give 1 to {len(available)}"
+      f"{flag}: a process has {jax.local_device_count()} devices: give a model"
+      " axis that divides that"
+    )
+  if min(data, model) < 1 or count > len(available):
+    raise UsageError(
+      f"{flag}: this machine has {len(available)}"
+      f" {available[0].platform} device(s); give axes from 1 up that multiply"
+      f" to no more than {len(available)}"
     )
   return jax.make_mesh(
-    (count,), (DATA,), axis_types=(AxisType.Auto,), devices=available[:count]
+    (data, model),
+    (DATA, MODEL),
+    axis_types=(AxisType.Auto,) * 2,
+    devices=available[:count],
   )
+
+
+def named_mesh(text: str | None) -> Mesh:
+  """The mesh that --mesh names, such as data=8 or data=4,model=2.
+
+  Raises:
+    UsageError: it names none, or one that the devices do not make up.
+  """
+  sizes: dict[str, int] = {}
+  for part in text.split(",") if text else ():
+    name, _, size = part.partition("=")
+    if name not in (DATA, MODEL) or name in sizes or not size.isdigit():
+      raise UsageError(
+        f"--mesh {text}: expected {DATA}=N, or {DATA}=N,{MODEL}=M, with whole"
+        " numbers of devices"
+      )
+    sizes[name] = int(size)
+  return make_mesh(**sizes)
+
+
+def data_devices() -> int:
+  """How many devices a batch is split over; 1 outside a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape.get(DATA, 1)
 
 
 def split(tree: Any) -> Any:
@@ -113,10 +156,9 @@ def split(tree: Any) -> Any:
   Arrays drawn inside jit are otherwise computed on every device in full. What
   does not divide evenly, and everything outside a mesh, is left alone.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or DATA not in mesh.axis_names:
+  if jax.sharding.get_abstract_mesh().empty:
     return tree
-  count = mesh.shape[DATA]
+  count = data_devices()
 
   def constrain(x):
     if x.ndim == 0 or x.shape[0] % count:
@@ -124,6 +166,13 @@ def split(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(DATA))
 
   return jax.tree.map(constrain, tree)
+
+
+def whole(x: jax.Array) -> jax.Array:
+  """Constrains an array to be whole on every device of the mesh, if any."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -137,10 +186,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def local(mesh: Mesh) -> Mesh:
-  """This process's devices of `mesh`, as a mesh of their own."""
+  """This process's devices of `mesh`, as a mesh of their own, all for data."""
   own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
   return jax.make_mesh(
-    (len(own),), (DATA,), axis_types=(AxisType.Auto,), devices=own
+    (len(own), 1), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=own
   )
 
 

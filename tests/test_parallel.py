@@ -36,3 +36,43 @@ def test_replicated_arrays_survive_the_donation_of_their_source():
 def test_devices_that_are_not_there(count):
   with pytest.raises(UsageError, match="8 cpu device"):
     parallel.make_mesh(count)
+
+
+@pytest.mark.parametrize(
+  ("text", "sizes"),
+  [
+    (None, (8, 1)),
+    ("data=2", (2, 1)),
+    ("data=4,model=2", (4, 2)),
+    ("model=4", (2, 4)),
+  ],
+)
+def test_a_mesh_by_its_name(text, sizes):
+  mesh = parallel.named_mesh(text)
+  assert (mesh.shape[parallel.DATA], mesh.shape[parallel.MODEL]) == sizes
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["8", "data", "data=x", "data=-1", "rows=2", "data=2,data=2", "data=1,"],
+)
+def test_a_mesh_that_cannot_be_read(text):
+  with pytest.raises(UsageError, match=r"--mesh .* expected data=N"):
+    parallel.named_mesh(text)
+
+
+@pytest.mark.parametrize(
+  "text", ["data=9", "data=4,model=4", "data=0", "model=0"]
+)
+def test_a_mesh_of_devices_that_are_not_there(text):
+  with pytest.raises(UsageError, match=r"8 cpu device\(s\)"):
+    parallel.named_mesh(text)
+
+
+def test_an_array_made_whole_is_on_every_device():
+  with jax.set_mesh(parallel.make_mesh(8)):
+    x = jax.jit(lambda: parallel.split(jnp.arange(8)))()
+    y = jax.jit(parallel.whole)(x)
+  assert y.is_fully_replicated
+  assert not x.is_fully_replicated
+  assert (x == y).all()

@@ -211,10 +211,10 @@ def test_what_the_first_process_refuses_ends_both(inputs, tmp_path):
 
 
 def test_all_devices_of_several_processes_are_used(inputs, tmp_path):
-  process = start(words(inputs, "dfq", tmp_path / "w", "--devices", "1"))
+  process = start(words(inputs, "dfq", tmp_path / "w", "--mesh", "data=1"))
   text, _ = process.communicate(timeout=200)
   assert process.returncode == 2, text
-  assert "--devices 1: the 2 processes of this run have 2 devices" in text
+  assert "--mesh data=1: the 2 processes of this run have 2 devices" in text
 
 
 @pytest.mark.parametrize(

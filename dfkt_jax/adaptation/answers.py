@@ -38,7 +38,7 @@ def make_look(images: np.ndarray, mesh: Mesh) -> Look:
 
   def look(network: Network) -> Answers:
     if jax.process_count() > 1:
-      network = parallel.replicate(network, here)
+      network = parallel.replicate(parallel.gather(network), here)
     found = []
     with jax.set_mesh(here):
       for first in range(start, start + own, size):

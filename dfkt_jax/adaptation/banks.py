@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from dfkt_jax import parallel
 from dfkt_jax.parallel import DATA
 
 CHUNK = 65_536  # rows whose similarities are in memory together
@@ -134,8 +135,7 @@ def _on_own_rows(
   out: PartitionSpec | None = None,
 ):
   """shared(first row, *banks, *others) on every device, or alone(...)."""
-  mesh = jax.sharding.get_abstract_mesh()
-  devices = 1 if mesh.empty else mesh.shape.get(DATA, 1)
+  devices = parallel.data_devices()
   rows = len(banks[0])
   if devices == 1 or rows % devices:
     return alone(*banks, *others)

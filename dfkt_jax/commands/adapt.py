@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from dfkt_jax import data, files, parallel, teachers, workdir
+from dfkt_jax import data, files, parallel, placement, teachers, workdir
 from dfkt_jax.adaptation import banks, diagnostics
 from dfkt_jax.adaptation.answers import make_look
 from dfkt_jax.adaptation.centroids import sure
@@ -83,15 +83,15 @@ def _run(config: Adapt, options: RunOptions) -> dict:
   pool = open_pool(config.target, source.spec.shape, cache, say=_say)
   course = _course(config, pool)
   labels = _target_labels(config, pool)
-  mesh = parallel.make_mesh(options.devices)
+  mesh = parallel.named_mesh(options.mesh)
   with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
-    source = parallel.replicate(source, mesh)
+    source = placement.place(source, mesh)
     judge = _Judge(source, dataset, config) if dataset else None
     with Stream(_Rows(pool), course.batch_size, config.seed) as stream:
       state, pace = _adapt(
         config, course, options, source, pool, stream, mesh, judge, labels
       )
-    network = jax.device_get(config.method.network(state.method))
+    network = parallel.gather(config.method.network(state.method))
     # A method may make a network of another architecture than the source's.
     made = getattr(config.method, "arch", "")
     result = {
@@ -225,7 +225,7 @@ def _adapt(config, course, options, source, pool, stream, mesh, judge, labels):
   epoch = course.epoch(len(pool))
   answers = look(source)
   init = functools.partial(method.init, course=course)
-  state = jax.jit(init)(jax.random.fold_in(key, 0), source, answers)
+  state = placement.create(init, jax.random.fold_in(key, 0), source, answers)
   decide = jax.jit(diagnostics.decide)
   diagnose = jax.jit(diagnostics.diagnose)
   first = decide(answers)

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import jax
 
-from dfkt_jax import images, models, parallel, teachers, workdir
+from dfkt_jax import images, models, parallel, placement, teachers, workdir
 from dfkt_jax import network as net
 from dfkt_jax.commands import evaluation, summary
 from dfkt_jax.commands.checks import check_numbers
@@ -60,7 +60,7 @@ def _run(config: Distill, options: RunOptions) -> dict:
   key = jax.random.key(config.seed)
   jax.eval_shape(init, key, teacher)
   dataset = evaluation.load(config.eval_dataset, teacher)
-  mesh = parallel.make_mesh(options.devices)
+  mesh = parallel.named_mesh(options.mesh)
   settings = {
     "command": "distill",
     **workdir.settings(config),
@@ -71,8 +71,8 @@ def _run(config: Distill, options: RunOptions) -> dict:
     if result is not None:
       return result
     judge = evaluation.Evaluation(teacher, dataset) if dataset else None
-    teacher = parallel.replicate(teacher, mesh)
-    state = jax.jit(init)(key, teacher)
+    teacher = placement.place(teacher, mesh)
+    state = placement.create(init, key, teacher)
     state, pace = _train(config, options, key, teacher, state, judge)
     return _finish(config, options, state, pace, judge, card)
 

@@ -8,7 +8,15 @@ from typing import Generic, TypeVar
 import jax
 import numpy as np
 
-from dfkt_jax import files, images, models, parallel, teachers, workdir
+from dfkt_jax import (
+  files,
+  images,
+  models,
+  parallel,
+  placement,
+  teachers,
+  workdir,
+)
 from dfkt_jax import network as net
 from dfkt_jax.commands import evaluation, summary
 from dfkt_jax.commands.checks import check_numbers
@@ -83,7 +91,7 @@ def _run(config: DistillOpenWorld, options: RunOptions) -> dict:
   say = print if jax.process_index() == 0 else lambda text: None
   cache = config.pool_cache.expanduser()
   pool = open_pool(config.pool, teacher.spec.shape, cache, say=say)
-  mesh = parallel.make_mesh(options.devices)
+  mesh = parallel.named_mesh(options.mesh)
   scores = scoring.score(pool, teacher, card, mesh, say)
   chosen = _select(config, options, pool, scores)
   with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
@@ -95,12 +103,12 @@ def _run(config: DistillOpenWorld, options: RunOptions) -> dict:
     judge = evaluation.Evaluation(teacher, dataset) if dataset else None
     # Processes might cluster a last bit apart: the first decides.
     summarised = parallel.of_first_process(summarised)
-    replicated = parallel.replicate(teacher, mesh)
-    state = jax.jit(init)(key, replicated, summarised)
+    placed = placement.place(teacher, mesh)
+    state = placement.create(init, key, placed, summarised)
     source = _Chosen(pool, chosen.index)
     with Stream(source, config.study.batch_size, config.seed) as stream:
       state, pace = _train(
-        config, options, key, replicated, state, stream, mesh, judge
+        config, options, key, placed, state, stream, mesh, judge
       )
     study = config.study
     return summary.finish(

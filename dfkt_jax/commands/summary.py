@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfkt_jax import files, teachers
+from dfkt_jax import files, parallel, teachers
 from dfkt_jax import network as net
 from dfkt_jax.commands.evaluation import Evaluation
 from dfkt_jax.driver import Pace, RunOptions
@@ -53,7 +53,7 @@ def finish(
 
   `config` is a distillation: it has method, student, seed and eval_dataset.
   """
-  student = jax.device_get(student)
+  student = parallel.gather(student)
   last = read_metrics(options.workdir)[-1]
   name = type(config.method).__name__
   result = {

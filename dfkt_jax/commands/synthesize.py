@@ -62,7 +62,7 @@ class Synthesize(Generic[M]):
         " --steps 1000"
       )
     shards.require()
-    mesh = parallel.make_mesh(options.devices)
+    mesh = parallel.named_mesh(options.mesh)
     settings = {
       "command": "synthesize",
       **workdir.settings(self),

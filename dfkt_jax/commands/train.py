@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from dfkt_jax import data, evaluate, files, models, parallel, teachers, workdir
+from dfkt_jax import (
+  data,
+  evaluate,
+  files,
+  models,
+  parallel,
+  placement,
+  teachers,
+  workdir,
+)
 from dfkt_jax import network as net
 from dfkt_jax.commands import summary
 from dfkt_jax.commands.checks import check_numbers
@@ -54,7 +63,7 @@ class TrainTeacher:
     spec = input_spec(train_set)
     module = models.build(self.arch, spec.classes)
     check(self.recipe, train_set)
-    mesh = parallel.make_mesh(options.devices)
+    mesh = parallel.named_mesh(options.mesh)
     with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
       result = workdir.finished(options.workdir)
       if result is not None:
@@ -65,7 +74,7 @@ class TrainTeacher:
         options,
         self.recipe,
         jax.random.fold_in(key, 1),
-        parallel.replicate(network, mesh),
+        placement.place(network, mesh),
         train_set,
         held_out,
         self.evaluations,
@@ -88,8 +97,8 @@ class TrainTeacher:
       **summary.accuracies(options.workdir),
       **summary.cost(pace, STEPS_PER_ROUND * self.recipe.batch_size),
     }
+    network = parallel.gather(network)
     if jax.process_index() == 0:
-      network = jax.device_get(network)
       source = f"dfkt teacher train on {self.dataset}"
       teachers.save(
         options.workdir / "network",

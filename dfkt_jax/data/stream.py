@@ -144,14 +144,14 @@ def put(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
   Raises:
     UsageError: several processes, and a batch that does not divide evenly.
   """
-  processes = jax.process_count()
+  processes, parts = jax.process_count(), mesh.shape[DATA]
 
   def put_one(x):
-    even = x.shape[axis] * processes % mesh.size == 0
+    even = x.shape[axis] * processes % parts == 0
     if not even and processes > 1:
       raise UsageError(
-        f"--batch-size is {x.shape[axis] * processes} for {mesh.size} devices"
-        f" of {processes} processes: give a multiple of {mesh.size}"
+        f"--batch-size is {x.shape[axis] * processes} for {parts} devices"
+        f" of {processes} processes: give a multiple of {parts}"
       )
     spec = PartitionSpec(*[None] * axis, DATA) if even else PartitionSpec()
     sharding = NamedSharding(mesh, spec)

@@ -58,6 +58,7 @@ class KD:
   noise: float = 0.0  # standard deviation of Gaussian pixel noise
   salt_and_pepper: float = 0.0  # share of pixels set to black or white
   mix: float = 0.0  # share of images mixed with another, half by a mask
+  statistics: net.Statistics = "global"  # of the student's BatchNorm
 
   def init(self, student: Network) -> State:
     return State(student, self.make_optimizer().init(student.params))
@@ -146,7 +147,7 @@ class KD:
 
   def _loss(self, params, student, images, labels, teacher_logits, key):
     logits, variables = net.train_logits(
-      student.with_params(params), images, key
+      student.with_params(params), images, key, self.statistics
     )
     loss, info = self.objective(teacher_logits, logits, labels)
     return loss, (variables, info)

@@ -50,6 +50,7 @@ class Supervised:
   label_smoothing: float = 0.0
   crop_padding: int = 4  # random crops after zero padding by this many pixels
   flip: bool = True  # mirror each image half of the time
+  statistics: net.Statistics = "global"  # of BatchNorm
 
   def init(self, network: Network) -> State:
     return State(network, self._optimizer(network).init(network.params))
@@ -100,7 +101,7 @@ class Supervised:
 
   def _loss(self, params, network, images, labels, key):
     logits, variables = net.train_logits(
-      network.with_params(params), images, key
+      network.with_params(params), images, key, self.statistics
     )
     targets = optax.smooth_labels(
       jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing

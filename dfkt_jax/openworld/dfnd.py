@@ -100,7 +100,7 @@ class DFND:
 
     def loss(params, noise):
       logits, variables = net.train_logits(
-        student.with_params(params), images, dropout_key
+        student.with_params(params), images, dropout_key, kd.statistics
       )
       decisions = teacher_logits.argmax(1)
       distilled, terms = kd.objective(teacher_logits, logits, decisions)

@@ -180,7 +180,7 @@ class ODSD:
 
     def loss(params, projection):
       logits, taps, variables = net.train_features(
-        student.with_params(params), views, dropout_key
+        student.with_params(params), views, dropout_key, kd.statistics
       )
       distilled, terms = kd.objective(
         teacher_logits, logits, teacher_logits.argmax(1)

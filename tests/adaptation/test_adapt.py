@@ -42,7 +42,7 @@ def words(inputs, method, workdir, *flags, target="target"):
     for word in (
       *("adapt", method, "--source", inputs / "s", "--workdir", workdir),
       *("--target", f"npz:{inputs / target}.npz", "--batch-size", "16"),
-      *("--eval-dataset", f"npz:{inputs / 'd.npz'}", "--devices", "1"),
+      *("--eval-dataset", f"npz:{inputs / 'd.npz'}", "--mesh", "data=1"),
       *("--pool-cache", inputs / "cache", *flags),
     )
   ]
@@ -211,7 +211,7 @@ def of_ten(named, workdir, *flags):
     for word in (
       *("adapt", "shot", "--source", named / "s", "--workdir", workdir),
       *("--target", f"npz:{named / 'target.npz'}", "--batch-size", "16"),
-      *("--eval-dataset", "digits/test", "--devices", "1", "--epochs", "1"),
+      *("--eval-dataset", "digits/test", "--mesh", "data=1", "--epochs", "1"),
       *("--pool-cache", named / "cache", *flags),
     )
   ]

@@ -170,7 +170,7 @@ def test_another_architecture_from_the_command_line(tmp_path):
   digits = data.load("digits/train")
   np.savez(tmp_path / "target", images=digits.images[:40])
   words = (
-    *("adapt", "dine", "--source", tmp_path / "s", "--devices", "1"),
+    *("adapt", "dine", "--source", tmp_path / "s", "--mesh", "data=1"),
     *("--target", f"npz:{tmp_path / 'target.npz'}", "--batch-size", "16"),
     *("--pool-cache", tmp_path / "cache", "--workdir", tmp_path / "w"),
     *("--arch", "convnet+bottleneck", "--epochs", "1"),

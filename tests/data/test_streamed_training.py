@@ -28,7 +28,7 @@ def words(dataset: Path, work: Path) -> list[str]:
     *("--dataset", f"tfds:{dataset}/train", "--workdir", str(work)),
     *("--steps", "300", "--batch-size", "16", "--lr", "0.02"),
     *("--crop-padding", "0", "--flip", "False"),
-    *("--checkpoint-seconds", "0.3", "--devices", "1"),
+    *("--checkpoint-seconds", "0.3", "--mesh", "data=1"),
   ]
 
 

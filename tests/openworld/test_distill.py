@@ -39,7 +39,7 @@ def distill(inputs, method, workdir, *flags):
     *("convnet-half", "--pool", f"npz:{inputs / 'pool.npz'}", *SMALL),
     *("--num-images", "30", "--pool-cache", inputs / "cache"),
     *("--eval-dataset", f"npz:{inputs / 'd.npz'}", "--workdir", workdir),
-    *("--devices", "1", *flags),
+    *("--mesh", "data=1", *flags),
   ]
   cli.main([str(word) for word in words])
   return json.loads((workdir / "result.json").read_text())

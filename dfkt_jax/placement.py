@@ -1,0 +1,70 @@
+"""Where the arrays of networks and of states live on a mesh.
+
+Along the mesh's axis "model" every large parameter is split, over its output
+channels; so are the optimiser's moments, which have the shapes of what they
+belong to. All other arrays of a state live where the program that makes them
+puts them: split over "data" where it says so (`parallel.split`), else
+everywhere.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from dfkt_jax.network import Network
+from dfkt_jax.parallel import MODEL
+
+LARGE = 2**14  # scalars from which on a parameter is worth splitting
+
+
+def specification(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+  """Of a parameter of that shape: split along its last axis, or not at all."""
+  devices = mesh.shape.get(MODEL, 1)
+  if devices == 1 or math.prod(shape) < LARGE or shape[-1] % devices:
+    return PartitionSpec()
+  return PartitionSpec(*[None] * (len(shape) - 1), MODEL)
+
+
+def place(network: Network, mesh: Mesh) -> Network:
+  """Puts a network of host arrays, the same on every process, on the mesh."""
+
+  def put(x):
+    # A put may alias its input, which a later donation would then delete.
+    host = np.array(x)
+    sharding = NamedSharding(mesh, specification(host.shape, mesh))
+    piece = lambda index: host[index]
+    return jax.make_array_from_callback(host.shape, sharding, piece)
+
+  return jax.tree.map(put, jax.device_get(network))
+
+
+def create(function: Callable[..., Any], *arguments: Any) -> Any:
+  """function(*arguments), a state, as one program on the current mesh.
+
+  Its shardings come from the shapes of `function`'s answer, before there is an
+  array of it.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty or mesh.shape.get(MODEL, 1) == 1:
+    return jax.jit(function)(*arguments)
+  shapes = jax.eval_shape(function, *arguments)
+  is_network = lambda node: isinstance(node, Network)
+  networks = [
+    node
+    for node in jax.tree.leaves(shapes, is_leaf=is_network)
+    if is_network(node)
+  ]
+  parameters = {leaf.shape for leaf in jax.tree.leaves(networks)}
+  # None leaves the choice to the compiler.
+  choose = lambda leaf: (
+    NamedSharding(mesh, specification(leaf.shape, mesh))
+    if leaf.shape in parameters
+    else None
+  )
+  return jax.jit(function, out_shardings=jax.tree.map(choose, shapes))(
+    *arguments
+  )
