@@ -302,7 +302,7 @@ def _run(args: list[str]) -> None:
     return
   command = _parse(experiments.RunExperiment, f"run {text}", rest)
   parallel.start()
-  result = experiments.run(text, command.options, command.seed)
+  result = experiments.run(text, command.options, command.seed, command.set)
   show_result(result, command.options.workdir)
 
 

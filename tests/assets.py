@@ -34,23 +34,29 @@ def package_file(package: str, relative: str) -> Path:
   spec = importlib.util.find_spec(package)
   folders = spec.submodule_search_locations if spec else None
   if not folders:
-    _absent(f"the package {package} is not installed")
+    absent(f"the package {package} is not installed")
   return _existing(Path(folders[0]) / relative)
 
 
 def torch() -> ModuleType:
   """PyTorch, which tests compare with and the library does not need."""
+  return package("torch")
+
+
+def package(name: str) -> ModuleType:
+  """A package that tests alone use, and that pip does not install for them."""
   try:
-    return importlib.import_module("torch")
+    return importlib.import_module(name)
   except ImportError:
-    _absent("torch cannot be imported")
+    absent(f"{name} cannot be imported")
 
 
 def _existing(path):
-  return path if path.exists() else _absent(f"{path} is not there")
+  return path if path.exists() else absent(f"{path} is not there")
 
 
-def _absent(reason) -> NoReturn:
+def absent(reason: str) -> NoReturn:
+  """Skips the test, or fails it where everything is required."""
   if os.environ.get("DFKT_REQUIRE_ASSETS") == "1":
     pytest.fail(f"{reason}, and DFKT_REQUIRE_ASSETS=1 requires it")
   pytest.skip(reason)

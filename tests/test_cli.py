@@ -238,9 +238,12 @@ noise = Distill(Noise(), recipe, Path("{teacher}"), "convnet-half")
   assert "noise" in capsys.readouterr().out
   run("run", f"{file}:noise", "--workdir", tmp_path / "w")
   assert (tmp_path / "w" / "result.json").exists()
-  run("run", f"{file}:noise", "--workdir", tmp_path / "s", "--seed", "3")
+  words = ("run", f"{file}:noise", "--workdir", tmp_path / "s")
+  run(*words, "--seed", "3", "--set", "transfer.kd.steps=4", "evaluations=1")
   result = json.loads((tmp_path / "s" / "result.json").read_text())
-  assert result["seed"] == 3
+  assert (result["seed"], result["steps"]) == (3, 4)
+  error = refused(capsys, 2, *words, "--set", "lr=3")
+  assert "did you mean transfer.kd.lr?" in error
   error = refused(capsys, 2, "run", f"{file}:loud", "--workdir", tmp_path / "v")
   assert "expected one of noise" in error
 

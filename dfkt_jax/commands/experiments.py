@@ -4,12 +4,14 @@ An experiment is anything with `run(options: RunOptions) -> dict`: a Distill, a
 Synthesize, a TrainTeacher, or a dataclass of one's own.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dfkt_jax.commands import overrides
 from dfkt_jax.driver import RunOptions
 from dfkt_jax.errors import UsageError
 from dfkt_jax.methods import load_module
@@ -55,13 +57,23 @@ class RunExperiment:
 
   options: RunOptions
   seed: int | None = None  # in place of the experiment's own
+  # FIELD=VALUE words: other fields, such as transfer.kd.lr=0.1 method.sigma=2
+  set: tuple[str, ...] = ()
 
 
-def run(text: str, options: RunOptions, seed: int | None = None) -> dict:
+def run(
+  text: str,
+  options: RunOptions,
+  seed: int | None = None,
+  settings: Sequence[str] = (),
+) -> dict:
   """Runs MODULE:NAME; NAME may be left out where there is just one.
 
+  Args:
+    settings: FIELD=VALUE words, see `overrides`.
+
   Raises:
-    UsageError: there is no such experiment, or it has no seed to replace.
+    UsageError: there is no such experiment, or it has no such field to replace.
   """
   module, name = split(text)
   found = find(module)
@@ -86,4 +98,4 @@ def run(text: str, options: RunOptions, seed: int | None = None) -> dict:
         " flag out"
       )
     experiment = dataclasses.replace(experiment, seed=seed)  # type: ignore
-  return experiment.run(options)
+  return overrides.replaced(experiment, settings).run(options)

@@ -1,0 +1,279 @@
+"""A grid of runs over named experiments, one process a run.
+
+COMMAND  python launch/sweep.py experiments/digits.py:dfq --seeds 0 1 2 \
+           --grid transfer.kd.lr=0.05,0.1 --jobs 2 --workdir runs/sweep
+
+Every experiment is run for every seed and every combination of --grid's values,
+each as `dfkt run` with a workdir of its own in --workdir, at most --jobs at
+once. The same command goes on where the last one was stopped: what is finished
+is not run again. A run that fails is told of and does not stop the others.
+
+--each VARIABLE=A,B,... gives the runs that go on at once a value each of an
+environment variable: CUDA_VISIBLE_DEVICES=0,1,2,3 is one GPU a run. --part I/N
+takes every N-th run from the I-th on, for N machines or the tasks of a job
+array over one --workdir. At the end stands a table, a row a setting, over its
+seeds, of all that is finished; it is in --workdir/table.csv too, a row a run.
+
+SIGTERM and Ctrl-C are handed on: runs save and stop, none is begun. Exit code:
+0, 1 where runs failed, 75 where runs have still to be finished.
+"""
+
+# ruff: noqa: T201 (a script: what it prints is what it is for)
+
+import argparse
+from collections.abc import Iterator, Sequence
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+PREEMPTED = 75
+LONGEST_NAME = 200
+FIGURES = ("accuracy_last", "accuracy_best", "agreement", "wall_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  experiment: str  # MODULE:NAME
+  settings: tuple[str, ...]  # FIELD=VALUE
+  seed: int
+  workdir: Path
+
+  def command(self, words: Sequence[str]) -> list[str]:
+    chosen = ["--set", *self.settings] if self.settings else []
+    return [
+      *(sys.executable, "-m", "dfkt_jax", "run", self.experiment),
+      *("--workdir", str(self.workdir), "--seed", str(self.seed)),
+      *chosen,
+      *words,
+    ]
+
+  @property
+  def log(self) -> Path:
+    return self.workdir.with_name(f"{self.workdir.name}.log")
+
+  def result(self) -> dict | None:
+    path = self.workdir / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = _parse(argv)
+  every = list(_runs(args))
+  if len({run.workdir for run in every}) < len(every):
+    sys.exit(
+      "sweep.py: two of the runs would share a folder: name every value of"
+      " --grid once, and experiments by paths that differ in more than / and -"
+    )
+  part, parts = args.part
+  mine = every[part - 1 :: parts]
+  if args.dry_run:
+    for run in mine:
+      done = "# finished: " if run.result() else ""
+      print(done + shlex.join(run.command(args.words)))
+    return 0
+  args.workdir.mkdir(parents=True, exist_ok=True)
+  failed = _carry_out(args, mine)
+  _report(args, every)
+  for run in failed:
+    print(f"failed: {run.workdir.name}: {_last_line(run.log)} ({run.log})")
+  if failed:
+    return 1
+  return PREEMPTED if any(run.result() is None for run in mine) else 0
+
+
+def _parse(argv):
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  add = parser.add_argument
+  add("experiments", nargs="+", help="MODULE:NAME, as for dfkt run")
+  add("--workdir", type=Path, required=True, help="folder of all the runs")
+  add("--seeds", type=int, nargs="+", default=[0])
+  add(
+    "--grid",
+    action="append",
+    default=[],
+    type=_axis,
+    help="FIELD=VALUE,VALUE,...; may be given several times",
+  )
+  add("--jobs", type=int, help="runs at once (default: 1, or --each's values)")
+  add("--each", type=_axis, help="VARIABLE=VALUE,VALUE,... one a job")
+  add("--part", type=_part, default=(1, 1), help="I/N, I from 1")
+  add("--dry-run", action="store_true", help="print the commands, run none")
+  add("--flags", default="", help="more words for dfkt run, quoted as one")
+  args = parser.parse_args(argv)
+  slots = len(args.each[1]) if args.each else None
+  args.jobs = slots or 1 if args.jobs is None else args.jobs
+  if args.jobs < 1:
+    parser.error(f"--jobs {args.jobs}: give 1 or more")
+  if slots and args.jobs > slots:
+    parser.error(f"--jobs {args.jobs}: --each has {slots} values, one a job")
+  args.words = shlex.split(args.flags)
+  return args
+
+
+def _axis(text):
+  """FIELD=A,B -> (FIELD, [A, B]); commas in brackets or quotes separate none.
+
+  As [[1,2],[3]] would be: "f=[1,2],[3]" has two values.
+  """
+  name, equals, values = text.partition("=")
+  if not (name and equals and values):
+    raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE,VALUE,...")
+  parts, depth = [""], 0
+  for letter in values:
+    depth += (letter in "[(") - (letter in "])")
+    if letter == "," and not depth:
+      parts.append("")
+    else:
+      parts[-1] += letter
+  return name, parts
+
+
+def _part(text):
+  index, _, count = text.partition("/")
+  if not (index.isdigit() and count.isdigit()):
+    raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4")
+  if not 1 <= int(index) <= int(count):
+    raise argparse.ArgumentTypeError(f"{text!r}: I is to be from 1 to N")
+  return int(index), int(count)
+
+
+def _runs(args) -> Iterator[Run]:
+  axes = [[f"{name}={value}" for value in values] for name, values in args.grid]
+  for experiment in args.experiments:
+    for settings in itertools.product(*axes):
+      for seed in dict.fromkeys(args.seeds):
+        name = "_".join([experiment, *settings, f"seed={seed}"])
+        yield Run(experiment, settings, seed, args.workdir / _safe(name))
+
+
+def _safe(name):
+  """As the name of a folder, which may have no more than 255 bytes."""
+  safe = re.sub(r"[^\w.,=+-]", "-", name)
+  if len(safe.encode()) <= LONGEST_NAME and safe == name.replace("/", "-"):
+    return safe
+  digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+  return f"{safe.encode()[:LONGEST_NAME].decode(errors='ignore')}_{digest}"
+
+
+def _carry_out(args, runs) -> list[Run]:
+  """Runs what is not finished; what failed."""
+  waiting = [run for run in runs if run.result() is None]
+  print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
+  going: dict[int, tuple[Run, subprocess.Popen]] = {}
+  failed, stopped = [], []
+
+  def stop(number, _):
+    again = signal.SIGINT in stopped
+    stopped.append(number)
+    for _, process in going.values():
+      process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, stop)
+  while going or (waiting and not stopped):
+    while waiting and not stopped and len(going) < args.jobs:
+      slot = next(slot for slot in range(args.jobs) if slot not in going)
+      run = waiting.pop(0)
+      going[slot] = run, _start(args, run, slot)
+      print(f"started {run.workdir.name}", flush=True)
+    for slot, (run, process) in list(going.items()):
+      code = process.poll()
+      if code is None:
+        continue
+      del going[slot]
+      outcome = {0: "finished", PREEMPTED: "stopped"}.get(code, "failed")
+      if stopped and code < 0:  # told before it could listen
+        outcome = "stopped"
+      print(f"{outcome} {run.workdir.name}", flush=True)
+      if outcome == "failed":
+        failed.append(run)
+    time.sleep(0.1)
+  return failed
+
+
+def _start(args, run, slot):
+  name, values = args.each or ("", [])
+  own = {name: values[slot]} if values else {}
+  # Beside the workdir, which has to be new to `dfkt run`.
+  with open(run.log, "a") as log:
+    return subprocess.Popen(
+      run.command(args.words),
+      env={**os.environ, **own},
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      # Ctrl-C reaches a whole group; each is to be told once, by us.
+      start_new_session=True,
+    )
+
+
+def _report(args, runs):
+  rows = [(run, result) for run in runs if (result := run.result())]
+  if not rows:
+    return
+  figures = [f for f in FIGURES if any(f in result for _, result in rows)]
+  fields = [name for name, _ in args.grid]
+  text = io.StringIO()
+  table = csv.writer(text)
+  table.writerow(["experiment", *fields, "seed", *figures])
+  for run, result in rows:
+    values = [setting.partition("=")[2] for setting in run.settings]
+    measured = [result.get(figure) for figure in figures]
+    table.writerow([run.experiment, *values, run.seed, *measured])
+  beside = args.workdir / f".table.csv.{os.getpid()}"
+  beside.write_text(text.getvalue())
+  os.replace(beside, args.workdir / "table.csv")
+  lines = [["experiment", *fields, "seeds", *figures]]
+  groups: dict[tuple, list] = {}
+  for run, result in rows:
+    groups.setdefault((run.experiment, run.settings), []).append((run, result))
+  for (experiment, settings), members in groups.items():
+    lines.append(
+      [
+        experiment,
+        *(setting.partition("=")[2] for setting in settings),
+        " ".join(str(run.seed) for run, _ in members),
+        *(
+          _spread([r.get(figure) for _, r in members], figure)
+          for figure in figures
+        ),
+      ]
+    )
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  print("mean, and (with several seeds) the smallest and the largest:")
+  for line in lines:
+    print("  ".join(word.ljust(width) for word, width in zip(line, widths)))
+
+
+def _spread(values, figure):
+  values = [value for value in values if isinstance(value, int | float)]
+  if not values:
+    return "-"
+  share = figure != "wall_seconds"
+  show = lambda value: f"{value:.2%}" if share else f"{value:.0f}"
+  mean = show(statistics.mean(values))
+  if len(values) == 1:
+    return mean
+  return f"{mean} ({show(min(values))}..{show(max(values))})"
+
+
+def _last_line(path):
+  lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+  return next((line for line in reversed(lines) if line.strip()), "no output")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

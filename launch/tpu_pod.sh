@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# One run of dfkt on all hosts of a TPU slice.
+#
+#   bash launch/tpu_pod.sh NAME ZONE distill dfq --teacher t20 --student resnet20 \
+#     --workdir /mnt/shared/runs/dfq
+#   bash launch/tpu_pod.sh --stop NAME ZONE      tells the run to save and stop
+#   bash launch/tpu_pod.sh --dry-run ...         prints what either would do
+#
+# Needs gcloud, and a TPU VM that is there: NAME is that of
+# `gcloud compute tpus tpu-vm create`. What is committed here is copied to every
+# host; the workdir, teachers and data have to lie where all hosts see them (an
+# NFS share or a mounted bucket). The hosts' output comes back here; start this
+# from a machine that stays on. After --stop, or when the slice was taken away
+# and is there again, the same command goes on from the last checkpoint.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dry_run=""
+stop=""
+while [ "${1:-}" = --dry-run ] || [ "${1:-}" = --stop ]; do
+  if [ "$1" = --stop ]; then stop=1; else dry_run=1; fi
+  shift
+done
+if [ $# -lt 2 ] || { [ -z "$stop" ] && [ $# -lt 3 ]; }; then
+  echo "tpu_pod.sh: expected NAME ZONE and the words of a dfkt command, such as: pod us-west4-a distill dfq --teacher t20 ..." >&2
+  exit 2
+fi
+name=$1 zone=$2
+shift 2
+
+step() {
+  if [ -n "$dry_run" ]; then
+    echo "${*@Q}"
+  else
+    "$@"
+  fi
+}
+
+on_all() {
+  step gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
+    --command="$1"
+}
+
+if [ -n "$stop" ]; then
+  # One host is enough: the others hear of it.
+  step gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=0 \
+    --command="pkill -TERM -f '[.]venv/bin/dfkt'"
+  exit 0
+fi
+
+# What is not committed would not be known afterwards.
+if [ -z "$dry_run" ] && [ -n "$(git status --porcelain --untracked-files=no)" ]; then
+  echo "tpu_pod.sh: there are changes that are not committed, and only what is committed is copied: commit them first" >&2
+  exit 2
+fi
+archive=dfkt_jax-$(git rev-parse --short HEAD).tar.gz
+step git archive --format=tar.gz --output="/tmp/$archive" HEAD
+step gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:$archive" \
+  --zone="$zone" --worker=all
+on_all "mkdir -p dfkt_jax && tar -xzf $archive -C dfkt_jax && bash dfkt_jax/launch/tpu_worker.sh ${*@Q}"
