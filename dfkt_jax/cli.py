@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 import re
 import sys
@@ -62,6 +63,12 @@ def _dispatch(args: list[str]) -> None:
     raise UsageError(
       f"command {command!r} is unknown; {hint}expected one of"
       f" {', '.join(known)} (see dfkt --help)"
+    )
+  several = os.environ.get("DFKT_PROCESSES", "1")  # as in `parallel`
+  if command not in _ON_A_MESH and several != "1":
+    raise UsageError(
+      f"dfkt {command} runs in one process, and DFKT_PROCESSES is {several}:"
+      " run it once, without that"
     )
   _COMMANDS[command](rest)
 
@@ -402,3 +409,4 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
   "bench": _bench,
   "list": _list,
 }
+_ON_A_MESH = ("teacher train", "synthesize", "distill", "adapt", "run")

@@ -9,7 +9,7 @@ synthesize, adapt, teacher train, run), for every process the same. Each has
 of a pod are. What they print has their number before it. SIGTERM and the first
 Ctrl-C are handed on: all save at one round and exit with 75, and the same
 command goes on from there; another Ctrl-C kills them. Where one fails the
-others are stopped.
+others are stopped, and where this script is killed they save and stop.
 
 Exit code: of the process that failed, or else 75 if any was preempted.
 """
@@ -19,6 +19,7 @@ Exit code: of the process that failed, or else 75 if any was preempted.
 import argparse
 from collections.abc import Sequence
 import contextlib
+import ctypes
 import os
 import shlex
 import signal
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       text=True,
       # Ctrl-C reaches a whole group; each is to be told once, by us.
       start_new_session=True,
+      preexec_fn=_stop_with_parent,
     )
     for environment in environments
   ]
@@ -109,6 +111,12 @@ def _environments(args):
     }
     for index in range(args.processes)
   ]
+
+
+def _stop_with_parent():
+  """Has Linux send this process a SIGTERM when the one that made it dies."""
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _free_port():

@@ -14,7 +14,8 @@ takes every N-th run from the I-th on, for N machines or the tasks of a job
 array over one --workdir. At the end stands a table, a row a setting, over its
 seeds, of all that is finished; it is in --workdir/table.csv too, a row a run.
 
-SIGTERM and Ctrl-C are handed on: runs save and stop, none is begun. Exit code:
+SIGTERM and Ctrl-C are handed on: runs save and stop, none is begun; another
+Ctrl-C kills them. Where this script is killed they save and stop. Exit code:
 0, 1 where runs failed, 75 where runs have still to be finished.
 """
 
@@ -23,6 +24,7 @@ SIGTERM and Ctrl-C are handed on: runs save and stop, none is begun. Exit code:
 import argparse
 from collections.abc import Iterator, Sequence
 import csv
+import ctypes
 import dataclasses
 import hashlib
 import io
@@ -217,7 +219,14 @@ def _start(args, run, slot):
       stderr=subprocess.STDOUT,
       # Ctrl-C reaches a whole group; each is to be told once, by us.
       start_new_session=True,
+      preexec_fn=_stop_with_parent,
     )
+
+
+def _stop_with_parent():
+  """Has Linux send this process a SIGTERM when the one that made it dies."""
+  if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _report(args, runs):

@@ -444,3 +444,11 @@ def test_a_fault_of_ours_is_one_sentence_too(monkeypatch, capsys):
   assert "unexpected RuntimeError: boom" in refused(capsys, 1, "list", "archs")
   with pytest.raises(RuntimeError):
     run("list", "archs", "--debug")
+
+
+def test_what_runs_in_one_process_refuses_to_be_one_of_several(
+  capsys, monkeypatch
+):
+  monkeypatch.setenv("DFKT_PROCESSES", "2")
+  error = refused(capsys, 2, "evaluate", "t", "--dataset", "digits/test")
+  assert "dfkt evaluate runs in one process, and DFKT_PROCESSES is 2" in error

@@ -150,6 +150,25 @@ def test_a_stop_is_handed_on_and_begins_nothing_new(words, tmp_path):
   assert len(began()) == 1
 
 
+def test_a_sweep_that_is_killed_takes_its_runs_along(words, tmp_path):
+  process = start([*words, "--grid", "wait=100"])
+  began = lambda: list((tmp_path / "w").glob("*/began"))
+  deadline = time.monotonic() + 120
+  while not began() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  (run,) = began()
+  process.kill()
+  process.communicate(timeout=60)
+  alive = lambda: (
+    subprocess.run(
+      ["pgrep", "-f", str(run.parent)], capture_output=True, check=False
+    ).stdout
+  )
+  while alive() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  assert not alive()
+
+
 def test_the_table_is_of_what_is_there(words, tmp_path, capsys):
   runs = list(sweep._runs(sweep._parse([*words, "--seeds", "0", "1"])))
   runs[1].workdir.mkdir(parents=True)
