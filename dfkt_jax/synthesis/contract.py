@@ -42,7 +42,8 @@ class Synthesizer(Protocol):
       batch size);
     transfer: the `Transfer` recipe its paper distils with (else the default);
     restart(key, state, teacher, student) -> State: begins the next batch once
-      a finished one went to the pool (else `init`, which keeps nothing).
+      a finished one went to the pool (else `init`, which keeps nothing);
+    stages(steps): see the function of that name.
   """
 
   def init(
@@ -58,3 +59,15 @@ class Synthesizer(Protocol):
   ) -> tuple[State, Info]: ...
 
   def sample(self, key: jax.Array, state: State, batch_size: int) -> Batch: ...
+
+
+def stages(method: Synthesizer, steps: int) -> list[tuple[Synthesizer, int]]:
+  """Who makes one batch in `steps` steps, one after the other, and how long.
+
+  Most methods do it alone. One whose step changes shape on the way, as for
+  images of two resolutions, says so by `stages(steps)`, methods and their steps
+  that sum up to `steps` and share one State.
+  """
+  if hasattr(method, "stages"):
+    return method.stages(steps)  # type: ignore
+  return [(method, steps)]
