@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkt_jax.loops import Loops, when
+from dfkt_jax.loops import Loops, over, when
 
 
 def body(carry, index, factor):
@@ -26,6 +26,40 @@ def test_the_carry_is_donated(rolled):
   carry = jnp.zeros(1024)
   repeat(carry, 0, 1.0)
   assert carry.is_deleted()
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+def test_a_chain_goes_on_from_body_to_body(rolled):
+  loops = Loops(rolled)
+  halved = lambda carry, index, factor: body(carry, index, factor / 2)
+  chain = loops.whole(loops.chain([(body, 2), (halved, 3)]))
+  carry, infos = chain(jnp.float32(1.0), 3, 2.0)
+  expected = 1.0 + np.cumsum([6, 8, 5, 6, 7])
+  assert carry == expected[-1]
+  np.testing.assert_array_equal(infos["carry"], expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "accelerator"])
+def test_over_is_a_scan(monkeypatch, backend):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  parts = {"x": jnp.arange(12.0).reshape(4, 3), "weight": jnp.arange(4)}
+
+  def step(carry, part):
+    weighted = part["x"] * part["weight"]
+    return carry + weighted.sum(), weighted
+
+  run = lambda carry, parts: over(step, carry, parts)
+  assert ("scan" in str(jax.make_jaxpr(run)(0.0, parts))) == (backend != "cpu")
+  carry, outs = jax.jit(run)(jnp.float32(1.0), parts)
+  expected = np.arange(12.0).reshape(4, 3) * np.arange(4)[:, None]
+  np.testing.assert_array_equal(outs, expected)
+  assert carry == 1.0 + expected.sum()
+
+
+def test_over_is_blind_to_what_is_not_finite():
+  parts = jnp.array([[jnp.inf, 1.0], [2.0, jnp.nan], [3.0, 4.0]])
+  _, outs = jax.jit(lambda x: over(lambda c, x: (c, 2 * x), (), x))(parts)
+  np.testing.assert_array_equal(outs[1:], 2 * parts[1:])
 
 
 def test_a_loop_is_a_scan_except_on_cpu():

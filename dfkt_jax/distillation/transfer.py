@@ -9,6 +9,7 @@ and then the student learns without further synthesis.
 
 from collections.abc import Callable
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from dfkt_jax.distillation.kd import State as Learner
 from dfkt_jax.distillation.pool import Pool
 from dfkt_jax.loops import Loops
 from dfkt_jax.network import Network
-from dfkt_jax.synthesis.contract import Batch, Synthesizer
+from dfkt_jax.synthesis.contract import Batch, Synthesizer, stages
 
 # Streams of random keys; within one, a key is folded with the step it serves.
 INIT, SYNTHESIS, HARVEST, RESTART, DRAW, STUDENT, PREVIEW = range(7)
@@ -97,9 +98,9 @@ def make_round(
   """
   kd, batch_size = transfer.kd, transfer.batch_size
 
-  def synthesis_step(state, step, key, teacher, student):
+  def synthesis_step(stage, state, step, key, teacher, student):
     key = stream(key, SYNTHESIS, step)
-    return method.step(key, state, teacher, student)
+    return stage.step(key, state, teacher, student)
 
   def student_step(learner, step, key, teacher, batch):
     key = stream(key, STUDENT, step)
@@ -124,7 +125,12 @@ def make_round(
       return method.restart(key, synthesis, teacher, student)  # type: ignore
     return method.init(key, teacher, student)
 
-  optimise = loops.repeat(synthesis_step, transfer.synthesis_steps)
+  optimise = loops.chain(
+    [
+      (partial(synthesis_step, stage), steps)
+      for stage, steps in stages(method, transfer.synthesis_steps)
+    ]
+  )
   study = loops.repeat(
     learn_pool if transfer.pool_size else learn_fresh, transfer.student_steps
   )

@@ -55,6 +55,32 @@ def gaussian_kl(
   return jax.tree.reduce(jnp.add, _by_layer(layer, taps, running))
 
 
+def moments(taps: Mapping, running: Mapping) -> Mapping:
+  """First and second moments of BatchNorm inputs about the running means.
+
+  Unlike variances they average: the mean of those of equal parts of a batch is
+  that of the batch. Parts of a batch can therefore be looked at one by one and
+  `from_moments` still answers for all. About the running mean, because about 0
+  the variance would be what is left of two large numbers.
+  """
+
+  def layer(batch, running):
+    shift = batch["mean"] - running["mean"]
+    return {"mean": shift, "square": batch["var"] + jnp.square(shift)}
+
+  return _map_layers(layer, taps, running)
+
+
+def from_moments(moments: Mapping, running: Mapping) -> Mapping:
+  """The inverse of `moments`, that is taps."""
+
+  def layer(moments, running):
+    var = moments["square"] - jnp.square(moments["mean"])
+    return {"mean": moments["mean"] + running["mean"], "var": var}
+
+  return _map_layers(layer, moments, running)
+
+
 def style(taps: Mapping, running: Mapping, epsilon: float = 1e-5) -> jax.Array:
   """Mean squared error of means and of deviations, the mean over layers.
 
@@ -73,9 +99,13 @@ def style(taps: Mapping, running: Mapping, epsilon: float = 1e-5) -> jax.Array:
 
 def _by_layer(function, taps, running):
   """What `function` says of the statistics of every BatchNorm, as a list."""
-  is_layer = lambda node: "mean" in node and "var" in node
-  terms = jax.tree.map(function, taps, running, is_leaf=is_layer)
-  return jax.tree.leaves(terms)
+  return jax.tree.leaves(_map_layers(function, taps, running))
+
+
+def _map_layers(function, taps, running):
+  """`taps`, or such a tree of other statistics, with layers replaced."""
+  is_layer = lambda node: "mean" in node
+  return jax.tree.map(function, taps, running, is_leaf=is_layer)
 
 
 def _norm(x):

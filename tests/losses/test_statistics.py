@@ -38,6 +38,22 @@ def test_gaussian_kl_by_hand():
   assert same == pytest.approx(0.0, abs=1e-6)
 
 
+def test_moments_of_parts_average_to_those_of_the_whole():
+  x = jax.random.normal(jax.random.key(0), (3, 16, 2)) + 30.0
+  x += jnp.arange(3.0)[:, None, None]
+  taps = lambda x: {"bn": {"mean": x.mean(0), "var": x.var(0)}}
+  running = {"bn": {"mean": jnp.array([30.0, 29.0]), "var": jnp.ones(2)}}
+  whole = taps(x.reshape(48, 2))
+  parts = jax.vmap(lambda x: statistics.moments(taps(x), running))(x)
+  mean = jax.tree.map(lambda leaf: leaf.mean(0), parts)
+  answer = statistics.from_moments(mean, running)
+  assert jax.tree.structure(answer) == jax.tree.structure(whole)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), answer, whole
+  )
+  assert np.abs(parts["bn"]["mean"]).max() < 4
+
+
 def test_style_is_the_mean_over_layers_of_both_errors():
   first = (9 + 16) / 2
   second = 1 + (np.sqrt(3) - 1) ** 2
