@@ -42,6 +42,7 @@ SHARES = {
   "--distance-threshold",
   "--early-momentum",
   "--grey",
+  "--half-size-share",
   "--head-share",
   "--memory-momentum",
   "--mix",

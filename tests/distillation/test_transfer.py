@@ -125,6 +125,22 @@ def test_pixels_begin_anew_each_round_and_a_generator_goes_on():
   assert state.synthesis.opt_state[0].count == 2
 
 
+def test_a_round_goes_through_all_stages_of_a_batch(monkeypatch):
+  method = dataclasses.replace(
+    METHODS["pool"][0], half_size_share=0.5, image_schedule="cosine"
+  )
+  monkeypatch.setitem(METHODS, "pool", (method, METHODS["pool"][1]))
+  one, infos = run("pool", 2, rolled=True)
+  other, their_infos = run("pool", 2, rolled=False)
+  assert_close(one, other, atol=3e-3)
+  for a, b in zip(infos, their_infos):
+    a, b = a["synthesis"], b["synthesis"]
+    assert a.loss.shape == (4,)
+    np.testing.assert_allclose(a.loss, b.loss, rtol=2e-2)
+    # A quarter of the pixels, and of the differences between them.
+    assert a.l2[1] < 0.7 * a.l2[2]
+
+
 def test_warm_up_leaves_the_student_alone():
   state, infos = run("fresh", 2, warmup=2)
   assert "distillation" not in infos[0]
