@@ -2,8 +2,15 @@
 
 Rounding to 8 bits is what the released code does by storing PNG files; it makes
 a replay exactly reproducible and the pool a quarter of the size.
+
+The pool is in stripes, and the devices of the mesh share them out as they share
+a batch: every part of a batch is stored where it was made, so pushing moves
+nothing between devices. Drawing sums up what each device holds of the drawn
+images, and never brings the pool together. What is drawn does not depend on the
+number of devices.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,30 +21,57 @@ from dfkt_jax.synthesis.contract import Batch
 
 
 class Pool(NamedTuple):
-  images: jax.Array  # u8[capacity, height, width, channels]
-  labels: jax.Array  # i32[capacity]
+  images: jax.Array  # u8[stripes, slots, height, width, channels]
+  labels: jax.Array  # i32[stripes, slots]
   pushed: jax.Array  # i32[], images ever pushed
-  soft_labels: jax.Array | None = None  # f32[capacity, classes], logits
+  soft_labels: jax.Array | None = None  # f32[stripes, slots, classes], logits
+
+  @property
+  def capacity(self) -> int:
+    return math.prod(self.labels.shape)
 
 
 def init(
-  capacity: int, shape: tuple[int, int, int], soft_classes: int = 0
+  capacity: int,
+  shape: tuple[int, int, int],
+  batch_size: int,
+  soft_classes: int = 0,
 ) -> Pool:
-  """An empty pool; with `soft_classes` it keeps soft labels of so many."""
-  images = parallel.split(jnp.zeros((capacity, *shape), jnp.uint8))
-  labels = parallel.split(jnp.full(capacity, -1, jnp.int32))
+  """An empty pool, for batches of so many images at a time.
+
+  It is split over the devices if `capacity` and `batch_size` both divide by
+  their number. With `soft_classes` it keeps soft labels of so many.
+  """
+  stripes = math.gcd(capacity, batch_size)
+  place = (stripes, capacity // stripes)
+  images = parallel.split(jnp.zeros((*place, *shape), jnp.uint8))
+  labels = parallel.split(jnp.full(place, -1, jnp.int32))
   soft_labels = None
   if soft_classes:
-    soft_labels = parallel.split(jnp.zeros((capacity, soft_classes)))
+    soft_labels = parallel.split(jnp.zeros((*place, soft_classes)))
   return Pool(images, labels, jnp.int32(0), soft_labels)
 
 
 def push(pool: Pool, batch: Batch) -> Pool:
-  """Adds a batch of images in [0, 1]; the oldest go once the pool is full."""
-  capacity, count = len(pool.images), len(batch.images)
-  slots = (pool.pushed + jnp.arange(count)) % capacity
+  """Adds a batch of images in [0, 1]; the oldest go once the pool is full.
+
+  Raises:
+    ValueError: the batch does not fill the stripes evenly.
+  """
+  (stripes, slots), count = pool.labels.shape, len(batch.images)
+  if count % stripes:
+    raise ValueError(
+      f"a batch of {count} images does not divide by the pool's {stripes}"
+      " stripes: make the pool for batches of this size"
+    )
+  each = count // stripes
+  free = (pool.pushed // stripes + jnp.arange(each)) % slots
   pixels = jnp.round(batch.images * 255).astype(jnp.uint8)
-  store = lambda held, new: parallel.split(held.at[slots].set(new))
+
+  def store(held, new):
+    new = parallel.split(new.reshape(stripes, each, *new.shape[1:]))
+    return parallel.split(held.at[:, free].set(new))
+
   soft_labels = None
   if pool.soft_labels is not None:
     soft_labels = store(pool.soft_labels, batch.soft_labels)
@@ -51,20 +85,21 @@ def push(pool: Pool, batch: Batch) -> Pool:
 
 def draw(key: jax.Array, pool: Pool, batch_size: int) -> Batch:
   """A batch drawn evenly, with replacement, from what the pool holds."""
-  held = jnp.minimum(pool.pushed, len(pool.images))
-  index = jax.random.randint(key, (batch_size,), 0, held)
-  return _take(pool, index)
+  held = jnp.minimum(pool.pushed, pool.capacity)
+  return _take(pool, jax.random.randint(key, (batch_size,), 0, held))
 
 
 def latest(pool: Pool, count: int) -> Batch:
-  """The last `count` images pushed."""
-  index = (pool.pushed - count + jnp.arange(count)) % len(pool.images)
-  return _take(pool, index)
+  """`count` images, the last ones pushed; those of one batch in any order."""
+  return _take(pool, pool.pushed - count + jnp.arange(count))
 
 
 def _take(pool, index):
-  images = pool.images[index].astype(jnp.float32) / 255
+  """By numbers that count through the stripes first, as they fill up."""
+  stripes, slots = pool.labels.shape
+  place = index % stripes, index // stripes % slots
+  images = pool.images[place].astype(jnp.float32) / 255
   soft_labels = None
   if pool.soft_labels is not None:
-    soft_labels = pool.soft_labels[index]
-  return parallel.split(Batch(images, pool.labels[index], soft_labels))
+    soft_labels = pool.soft_labels[place]
+  return parallel.split(Batch(images, pool.labels[place], soft_labels))

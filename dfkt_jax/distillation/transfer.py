@@ -79,7 +79,8 @@ def init(
       lambda key, state: method.sample(key, state, 1), key, synthesis
     )
     soft = 0 if sample.soft_labels is None else sample.soft_labels.shape[1]
-    pool = pools.init(transfer.pool_size, teacher.spec.shape, soft)
+    made = images_per_step(method, transfer)
+    pool = pools.init(transfer.pool_size, teacher.spec.shape, made, soft)
   return State(synthesis, transfer.kd.init(student), pool)
 
 
@@ -164,5 +165,5 @@ def preview(
 ) -> Batch:
   """`count` images of the kind that the student learns from just now."""
   if state.pool is not None:
-    return pools.latest(state.pool, min(count, len(state.pool.images)))
+    return pools.latest(state.pool, min(count, state.pool.capacity))
   return method.sample(stream(key, PREVIEW, 0), state.synthesis, count)
