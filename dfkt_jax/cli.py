@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 import tyro
 
-from dfkt_jax import exits
+from dfkt_jax import compilation, exits
 from dfkt_jax.errors import UsageError
 
 Positional = tyro.conf.Positional
@@ -31,7 +31,7 @@ usage: dfkt COMMAND ...
   run MODULE[:NAME]     a named experiment
   export                a network directory becomes a PyTorch file
   report WORKDIR...     one HTML file: curves, images, tables, settings
-  bench WORKLOAD        times, as JSON lines
+  bench WORKLOAD        times, as JSON lines, and beside PyTorch's
   list WHAT             methods, archs, presets, datasets or experiments
 
 Every command has --help, and --debug for the traceback of a failure. The same
@@ -70,6 +70,8 @@ def _dispatch(args: list[str]) -> None:
       f"dfkt {command} runs in one process, and DFKT_PROCESSES is {several}:"
       " run it once, without that"
     )
+  if command != "bench":  # which times compilation
+    compilation.keep_on_disk()
   _COMMANDS[command](rest)
 
 
@@ -322,21 +324,10 @@ class List:
   ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench:
-  """Times what design decisions cost here; one JSON object a line."""
-
-  workload: Positional[Literal["loops", "pooling"]]
-
-
 def _bench(args: list[str]) -> None:
-  import json
+  from dfkt_jax.commands.bench import Bench
 
-  command = _parse(Bench, "bench", args)
-  from dfkt_jax import bench
-
-  for record in bench.WORKLOADS[command.workload]():
-    _say(json.dumps(record))
+  _parse(Bench, "bench", args).run(Console(soft_wrap=True))
 
 
 def _list(args: list[str]) -> None:

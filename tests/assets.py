@@ -17,9 +17,14 @@ import pytest
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def shared(name: str) -> Path:
+  """`../shared/<name>` beside the repository."""
+  return _existing(_SHARED / name)
+
+
 def shared_data(name: str) -> Path:
   """`../shared/data/<name>` beside the repository."""
-  return _existing(_SHARED / "data" / name)
+  return shared(f"data/{name}")
 
 
 def fixtures() -> dict[str, np.ndarray]:

@@ -12,6 +12,9 @@ os.environ.setdefault(
   " --xla_cpu_use_fusion_emitters=false",
 )
 
+# Nor does it leave anything in the user's home.
+os.environ["DFKT_COMPILATION_CACHE"] = "off"
+
 import jax
 import pytest
 

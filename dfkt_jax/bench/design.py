@@ -1,4 +1,4 @@
-"""`dfkt bench`: what design decisions cost on this machine.
+"""`dfkt bench loops` and `pooling`: what design decisions cost here.
 
 loops   one student step of LeNet-5 and of the quickstart student, batch 256,
         as a program of its own and inside `lax.scan`; the measured reason
@@ -139,9 +139,3 @@ def _machine():
 
 def _copy(network):
   return jax.tree.map(jnp.copy, network)
-
-
-WORKLOADS: dict[str, Callable[[], Iterator[dict]]] = {
-  "loops": loops,
-  "pooling": pooling,
-}

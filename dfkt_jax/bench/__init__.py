@@ -1,0 +1,8 @@
+"""`dfkt bench`: how fast, beside what, and why.
+
+workloads, latents  the four hot paths of PyTorch's reference, out of ours
+timing, peaks       seconds, memory and FLOP/s of them
+against             the same beside PyTorch, alternating
+collectives, scaling  what devices say to each other, counted in the program
+design              what single design decisions cost
+"""

@@ -1,0 +1,140 @@
+"""`dfkt bench`: times of this machine, as JSON lines, and beside PyTorch's."""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich.console import Console
+from rich.table import Table
+import tyro
+
+from dfkt_jax import files, parallel
+from dfkt_jax.bench import against, design, scaling, timing, workloads
+from dfkt_jax.bench.workloads import Settings
+from dfkt_jax.errors import UsageError
+
+# XLA need not make fast code of programs that are only read.
+UNOPTIMISED = (
+  " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """Times the hot paths of data-free distillation; one JSON object a line.
+
+  'inversion', 'generator', 'distill' and 'round' are those of the PyTorch
+  reference, with its flags; 'all' is the four of them. 'scaling' counts what
+  1, 2, 4 and 8 devices say to each other, in programs compiled for CPUs.
+  'loops' and 'pooling' time single design decisions.
+  """
+
+  workload: tyro.conf.Positional[
+    Literal[
+      "inversion",
+      "generator",
+      "distill",
+      "round",
+      "all",
+      "scaling",
+      "loops",
+      "pooling",
+    ]
+  ]
+  settings: Settings = Settings()
+  devices: int = 1  # use the first so many devices
+  against: Literal["torch"] | None = None  # alternates with PyTorch
+  reference: Path | None = None  # default: $DFKT_TORCH_REFERENCE, or ../shared
+  repeats: int = 3  # of both sides
+  json: Path | None = None  # also write what was found into this file
+
+  def run(self, console: Console) -> None:
+    """Prints records as they come.
+
+    Raises:
+      DfktError: settings that describe no run, or a reference that fails.
+    """
+    if self.workload in ("loops", "pooling"):
+      self._write("records", _shown(console, getattr(design, self.workload)()))
+    elif self.workload == "scaling":
+      self._write("programs", _scaling(self.settings, console))
+    elif self.against:
+      self._write("ratios", self._race(console))
+    else:
+      mesh = parallel.make_mesh(self.devices)
+      found = timing.records(self._names(), self.settings, mesh)
+      self._write("records", _shown(console, found))
+
+  def _names(self):
+    names = tuple(workloads.WORKLOADS)
+    return names if self.workload == "all" else (self.workload,)
+
+  def _race(self, console):
+    reference = against.find_reference(self.reference)
+    if self.devices != 1:
+      raise UsageError(
+        f"--devices is {self.devices} and the PyTorch reference has one device:"
+        " leave --devices out with --against torch"
+      )
+    if self.repeats < 1:
+      raise UsageError(f"--repeats is {self.repeats}: give 1 or more")
+    # Two frameworks share the device's memory, and ours would take most of it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    mesh = parallel.make_mesh(1)
+    race = against.race(
+      self._names(), self.settings, mesh, reference, self.repeats
+    )
+    found = []
+    for record, ratios in race:
+      if record:
+        _say(console, record)
+      found += ratios
+    console.print(_table(found))
+    return found
+
+  def _write(self, name, records):
+    if self.json is not None:
+      files.write_json(self.json, {name: records})
+
+
+def _scaling(settings, console):
+  # The programs are for CPUs whatever this machine has.
+  os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + UNOPTIMISED
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", max(scaling.COUNTS))
+  found = _shown(console, scaling.measure(settings))
+  console.print(scaling.table(found))
+  return found
+
+
+def _shown(console, records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+  found = []
+  for record in records:
+    _say(console, record)
+    found.append(record)
+  return found
+
+
+def _say(console, record):
+  console.print(json.dumps(record), markup=False, highlight=False)
+
+
+def _table(ratios) -> Table:
+  table = Table(title="images a second, ours over PyTorch's")
+  for name in ("workload", "PyTorch", "median", "min", "max", "ours", "its"):
+    left = name in ("workload", "PyTorch")
+    table.add_column(name, justify="left" if left else "right")
+  for row in ratios:
+    way = "compiled" if row["torch_compile"] else "eager"
+    table.add_row(
+      row["workload"],
+      f"{way}, {row['torch_layout']}",
+      *(f"{row[name]:.2f}" for name in ("ratio", "min", "max")),
+      f"{row['images_per_second']:,.1f}",
+      f"{row['torch_images_per_second']:,.1f}",
+    )
+  return table
