@@ -50,7 +50,7 @@ def test_dfq_smoke_goes_through_on_a_small_network(found, teacher, tmp_path):
   smoke = dataclasses.replace(
     found["dfq_smoke"], teacher=tmp_path / "t", student="convnet-half"
   )
-  result = smoke.run(RunOptions(tmp_path / "w", devices=1))
+  result = smoke.run(RunOptions(tmp_path / "w", mesh="data=1"))
   assert result["steps"] == 4
   assert (tmp_path / "w" / "student").is_dir()
 
