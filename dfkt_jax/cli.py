@@ -133,8 +133,9 @@ def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
   both.__doc__ = kind.__doc__
   options = RunOptions(workdir=tyro.MISSING)
   filled = _parse(both, command, args, both(default, options))
-  parallel.start()
-  result = getattr(filled, name).run(filled.run)
+  experiment = getattr(filled, name)
+  parallel.start(apart=getattr(experiment, "apart", False))
+  result = experiment.run(filled.run)
   show_result(result, filled.run.workdir)
 
 

@@ -18,6 +18,7 @@ from dfkt_jax import parallel
 from dfkt_jax.checkpoint import Checkpoints
 from dfkt_jax.data.stream import Stream
 from dfkt_jax.errors import DfktError, Preempted
+from dfkt_jax.local_checkpoint import LocalCheckpoints
 from dfkt_jax.metrics import MetricsWriter
 from dfkt_jax.progress import Progress
 
@@ -56,39 +57,44 @@ def drive(
   images_per_round: int,
   steps_per_round: int = 1,
   stream: Stream | None = None,
+  first: int = 0,
+  stopped: Callable[[int], bool] | None = None,
 ) -> tuple[Any, Pace]:
-  """Runs rounds 0 .. rounds - 1, resuming from the newest checkpoint.
+  """Runs rounds first .. rounds - 1, resuming from the newest checkpoint.
 
   Args:
-    state: the state before round 0; also the shape of what is restored.
+    state: the state before the first round; also the shape of what is restored.
     advance: (state, index) -> (state, infos), infos a mapping from a name to a
       NamedTuple of f32[steps].
     observe: (state, rounds done) -> metrics; called every `observe_every`
       rounds and after the last one.
     steps_per_round: what the log counts a round as.
     stream: of what `advance` takes batches; it resumes where it stood.
+    stopped: of `stop_signals(alone=True)`, for a process that does this by
+      itself, whatever the others do.
 
   Raises:
     DfktError: a loss term is not finite; the last checkpoint is from before.
     Preempted: SIGTERM or, to a run of one process, Ctrl-C; the state is saved.
   """
+  alone = stopped is not None
   log_every = max(1, rounds // LOG_LINES)
   with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(
-      Checkpoints(options.workdir / "checkpoints")
-    )
-    done, wall = checkpoints.latest() or 0, 0.0
-    if done:
+    kind = LocalCheckpoints if alone else Checkpoints
+    checkpoints = stack.enter_context(kind(options.workdir / "checkpoints"))
+    done, wall = checkpoints.latest() or first, 0.0
+    if done > first:
       state, meta = checkpoints.restore(done, state)
       wall = meta["wall_seconds"]
       if stream is not None:
         stream.restore(meta["stream"])
-    stopped, begun = stack.enter_context(_stop_signals()), done
+    stopped, begun = stopped or stack.enter_context(stop_signals()), done
     writer = stack.enter_context(
       MetricsWriter(
         options.workdir,
         tensorboard=options.tensorboard,
         resume_step=done * steps_per_round or -1,
+        alone=alone,
       )
     )
     progress = stack.enter_context(
@@ -96,7 +102,7 @@ def drive(
         title, total=rounds * steps_per_round, initial=done * steps_per_round
       )
     )
-    if done:
+    if done > first:
       progress.say(
         f"resuming after step {done * steps_per_round} of"
         f" {rounds * steps_per_round}"
@@ -113,10 +119,10 @@ def drive(
       done = index + 1
       clock.tick(infos)
       observing = done % observe_every == 0 or done == rounds
-      logging = observing or index == 0 or done % log_every == 0
+      logging = observing or index == first or done % log_every == 0
       stop = stopped(done - begun)
       due = time.monotonic() - saved_at > options.checkpoint_seconds
-      if jax.process_count() > 1:
+      if jax.process_count() > 1 and not alone:
         # All have to save at the same round; asking costs a wait for it.
         due = bool(logging and parallel.of_first_process(np.int32(due)))
       if logging or due or stop:
@@ -145,8 +151,9 @@ def drive(
           f" {rounds * steps_per_round} and saved: run the same command again"
           " to go on"
         )
-  # What comes next may read what the first process has written.
-  parallel.wait("the log is written")
+  if not alone:
+    # What comes next may read what the first process has written.
+    parallel.wait("the log is written")
   return state, Pace(clock.wall, clock.pace)
 
 
@@ -236,14 +243,14 @@ def _check_finite(pending) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[int], bool]]:
+def stop_signals(alone: bool = False) -> Iterator[Callable[[int], bool]]:
   """stopped(rounds since then): whether to stop, the same on every process.
 
   SIGTERM and the first Ctrl-C ask for it. With several processes only SIGTERM
   does: JAX listens for it, and names a round that none of them has passed; the
   first one, if it came before any, so rounds are to count from 1 and by 1.
   """
-  if jax.process_count() > 1:
+  if jax.process_count() > 1 and not alone:
     yield multihost_utils.reached_preemption_sync_point
     return
   event = threading.Event()

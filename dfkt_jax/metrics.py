@@ -19,8 +19,8 @@ _NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
 class MetricsWriter:
   """Appends `{"step": 1, "wall": 0.5, "distill/kl": 0.1}` lines, each flushed.
 
-  Every process may hold one; only process 0 writes. `wall` is seconds of
-  running, summed over resumptions.
+  Every process may hold one; only process 0 writes, or one `alone`. `wall` is
+  seconds of running, summed over resumptions.
 
   Args:
     workdir: the folder that holds `metrics.jsonl`.
@@ -29,6 +29,7 @@ class MetricsWriter:
       that a killed and resumed run leaves the lines of an uninterrupted one
       (write a step's line before its checkpoint is saved). -1 starts over; None
       keeps every whole line.
+    alone: this process is the only one to hold one for this folder.
     clock: seconds, for tests.
   """
 
@@ -38,12 +39,13 @@ class MetricsWriter:
     *,
     tensorboard: bool = False,
     resume_step: int | None = None,
+    alone: bool = False,
     clock: Callable[[], float] = time.monotonic,
   ):
     self._path = Path(workdir) / FILE_NAME
     self._file = self._board = None
     self._clock = clock
-    if jax.process_index() != 0:
+    if jax.process_index() != 0 and not alone:
       return
     self._started = clock() - _drop_after(self._path, resume_step)
     if tensorboard:
@@ -91,9 +93,15 @@ class MetricsWriter:
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The lines of a workdir in file order; torn or foreign lines are skipped.
 
-  The strings "nan", "inf" and "-inf" come back as floats.
+  The strings "nan", "inf" and "-inf" come back as floats. A run whose parts
+  have logs of their own in WORKDIR/shards has those until it is finished.
   """
-  rows = [_row(line) for line in _lines(Path(workdir) / FILE_NAME)]
+  path = Path(workdir) / FILE_NAME
+  paths = [path]
+  if not path.exists():
+    parts = Path(workdir).glob(f"shards/*/{FILE_NAME}")
+    paths = sorted(parts, key=lambda path: int(path.parent.name))
+  rows = [_row(line) for path in paths for line in _lines(path)]
   return [
     {
       key: _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -27,13 +27,20 @@ CLUSTER = "DFKT_CLUSTER"  # 1: JAX finds all of that out by itself
 HEARTBEAT_SECONDS = 30  # after which a process that is not heard of is dead
 
 
-def start(environment: Mapping[str, str] = os.environ) -> None:
+def start(
+  environment: Mapping[str, str] = os.environ, apart: bool = False
+) -> None:
   """Joins the other processes of a run, where the environment tells of any.
 
   Either DFKT_COORDINATOR, DFKT_PROCESSES and DFKT_PROCESS say where, how many
   and which (`launch/local.py` sets them), or DFKT_CLUSTER=1 has JAX ask what it
   runs under: SLURM, Open MPI, a TPU pod, GKE. With none of them the run has one
   process. To be called before JAX computes anything.
+
+  Args:
+    apart: the work needs no other process, so they meet only under
+      DFKT_CLUSTER=1, and the death of one harms nobody. `place` tells which
+      part of the work is this process's.
 
   Raises:
     UsageError: these variables do not fit together.
@@ -42,7 +49,7 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
   names = (COORDINATOR, PROCESSES, PROCESS)
   given = [name for name in names if environment.get(name)]
   cluster = environment.get(CLUSTER, "0") not in ("", "0")
-  if not given and not cluster:
+  if not cluster and (apart or not given):
     return
   if cluster and given:
     raise UsageError(
@@ -54,7 +61,14 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
       f"{', '.join(given)} set and {', '.join(missing)} not: set all three, or"
       " none for a run of one process"
     )
-  where = {} if cluster else _place(environment)
+  where = {}
+  if not cluster:
+    index, count = _numbers(environment)
+    where = {
+      "coordinator_address": environment[COORDINATOR],
+      "num_processes": count,
+      "process_id": index,
+    }
   try:
     jax.distributed.initialize(
       **where, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
@@ -67,7 +81,30 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
     ) from error
 
 
-def _place(environment):
+def place(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+  """Which process this is and of how many, whether they have met or not.
+
+  As JAX counts them where they have, or else as DFKT_PROCESS and DFKT_PROCESSES
+  say, or else the only one.
+
+  Raises:
+    UsageError: these variables do not fit together.
+  """
+  if jax.process_count() > 1:
+    return jax.process_index(), jax.process_count()
+  given = [name for name in (PROCESS, PROCESSES) if environment.get(name)]
+  if not given:
+    return 0, 1
+  if len(given) == 1:
+    (missing,) = {PROCESS, PROCESSES} - set(given)
+    raise UsageError(
+      f"{given[0]} is set and {missing} not: set both, or none for one process"
+    )
+  return _numbers(environment)
+
+
+def _numbers(environment):
+  """The number of this process, from 0 up, and how many there are."""
   try:
     count, index = int(environment[PROCESSES]), int(environment[PROCESS])
   except ValueError:
@@ -78,11 +115,7 @@ def _place(environment):
       f" {environment[PROCESSES]!r}: give a whole number from 1 up for the"
       " latter, and one from 0 up and below it for the former"
     )
-  return {
-    "coordinator_address": environment[COORDINATOR],
-    "num_processes": count,
-    "process_id": index,
-  }
+  return index, count
 
 
 def make_mesh(data: int | None = None, model: int = 1) -> Mesh:

@@ -3,6 +3,7 @@
 config.json    the settings; they decide whether a rerun resumes
 metrics.jsonl  one line of losses a few rounds
 checkpoints/   the state, to resume from
+shards/        of a run made in parts: the log and state of each
 images/        grids of what was synthesised
 result.json    written last; a run that has one is finished
 """
@@ -13,6 +14,7 @@ import dataclasses
 import fcntl
 import inspect
 from pathlib import Path
+import time
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ import jax
 from dfkt_jax import files
 from dfkt_jax.errors import UsageError
 from dfkt_jax.methods import USER_MODULE
+
+LOCK_SECONDS = 10  # to wait for who writes the settings down
 
 
 def settings(value: Any) -> Any:
@@ -69,17 +73,12 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
   path = workdir / "config.json"
   check(workdir, config)
   folder_is_new, new = not workdir.exists(), not path.exists()
-  if path.exists():
-    if not has_progress(workdir):
-      files.write_json(path, config)
-  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise UsageError(
-      f"--workdir {workdir} exists and holds no config.json, so it is not a"
-      " workdir of dfkt: give a new or an empty folder"
-    )
-  else:
+  _check_ours(workdir)
+  if new or not has_progress(workdir):
     files.write_json(path, config)
-  with _lock(workdir):
+  with lock(workdir / ".lock") as free:
+    if not free:
+      raise _in_use(workdir)
     try:
       yield
     except UsageError:
@@ -90,6 +89,42 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
           with contextlib.suppress(OSError):  # it holds something else
             workdir.rmdir()
       raise
+
+
+@contextlib.contextmanager
+def share(
+  workdir: Path, config: Mapping[str, Any], process: int
+) -> Iterator[None]:
+  """Takes part in a run of these settings whose processes need not meet.
+
+  They may come and go at any time, each with a number of its own. Meanwhile no
+  run can `claim` the folder.
+
+  Raises:
+    UsageError: it belongs to other settings or to somebody else, a process of
+      this number is at work in it, or it cannot be written.
+  """
+  path = workdir / "config.json"
+  check(workdir, config)
+  _check_ours(workdir)
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(_open(workdir / ".lock"))
+    # With nobody else here, settings that saved nothing give way.
+    if _flock(file, fcntl.LOCK_EX) and not has_progress(workdir):
+      files.write_json(path, config)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not _flock(file, fcntl.LOCK_SH):
+      # Another one may have it to itself while it writes the settings.
+      if time.monotonic() > deadline:
+        raise _in_use(workdir)
+      time.sleep(0.05)
+    _check_same(path, files.read_json(path), files.plain(config))
+    if not stack.enter_context(lock(workdir / f".lock-{process:05d}")):
+      raise UsageError(
+        f"--workdir {workdir} is in use by another running process of number"
+        f" {process}: wait for it, or give each its own DFKT_PROCESS"
+      )
+    yield
 
 
 def finished(workdir: Path) -> dict | None:
@@ -113,10 +148,26 @@ def check(workdir: Path, config: Mapping[str, Any]) -> None:
 
 def has_progress(workdir: Path) -> bool:
   """Whether other settings would lose anything that a run has saved."""
-  checkpoints = workdir / "checkpoints"
-  saved = checkpoints.iterdir() if checkpoints.is_dir() else ()
-  finished = (workdir / "result.json").exists()
-  return finished or any(path.name.isdigit() for path in saved)
+  return (
+    (workdir / "result.json").exists()
+    or any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+    or any(workdir.glob("shards/*/checkpoints/*.npz"))
+    or any(workdir.glob("dataset/*.array_record-*"))
+  )
+
+
+def _check_ours(workdir: Path) -> None:
+  """Refuses a folder that is no workdir, unless it is just becoming one."""
+  if (workdir / "config.json").exists() or not workdir.exists():
+    return
+  ours = (".lock", ".config.json.")
+  if not workdir.is_dir() or any(
+    not path.name.startswith(ours) for path in workdir.iterdir()
+  ):
+    raise UsageError(
+      f"--workdir {workdir} exists and holds no config.json, so it is not a"
+      " workdir of dfkt: give a new or an empty folder"
+    )
 
 
 def _check_same(path, old, new):
@@ -136,20 +187,35 @@ def _check_same(path, old, new):
 
 
 @contextlib.contextmanager
-def _lock(workdir):
-  path = workdir / ".lock"
+def lock(path: Path) -> Iterator[bool]:
+  """Holds the lock of this file; False where another process does.
+
+  File systems without locks let everybody have it.
+  """
+  with _open(path) as file:
+    yield _flock(file, fcntl.LOCK_EX)
+
+
+def _open(path):
   try:
-    file = open(path, "w")  # noqa: SIM115 (held open for as long as the lock)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "w")
   except OSError as error:
     raise files.unwritable(path, error) from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UsageError(
-        f"--workdir {workdir} is in use by another running process: wait for"
-        " it, or use another folder"
-      ) from error
-    except OSError:
-      pass  # a file system without locks
-    yield
+
+
+def _flock(file, kind):
+  try:
+    fcntl.flock(file, kind | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError:
+    pass  # a file system without locks
+  return True
+
+
+def _in_use(workdir):
+  return UsageError(
+    f"--workdir {workdir} is in use by another running process: wait for it, or"
+    " use another folder"
+  )

@@ -76,3 +76,29 @@ def test_an_array_made_whole_is_on_every_device():
   assert y.is_fully_replicated
   assert not x.is_fully_replicated
   assert (x == y).all()
+
+
+@pytest.mark.parametrize(
+  ("environment", "expected"),
+  [
+    ({}, (0, 1)),
+    ({"DFKT_PROCESS": "1", "DFKT_PROCESSES": "3"}, (1, 3)),
+    ({"DFKT_PROCESS": "", "DFKT_PROCESSES": ""}, (0, 1)),
+  ],
+)
+def test_the_place_of_a_process_that_meets_no_other(environment, expected):
+  parallel.start({**environment, "DFKT_COORDINATOR": "127.0.0.1:1"}, apart=True)
+  assert not jax.distributed.is_initialized()
+  assert parallel.place(environment) == expected
+
+
+@pytest.mark.parametrize(
+  ("environment", "said"),
+  [
+    ({"DFKT_PROCESS": "1"}, "DFKT_PROCESS is set and DFKT_PROCESSES not"),
+    ({"DFKT_PROCESS": "3", "DFKT_PROCESSES": "3"}, "DFKT_PROCESS is '3'"),
+  ],
+)
+def test_a_place_that_is_none(environment, said):
+  with pytest.raises(UsageError, match=said):
+    parallel.place(environment)

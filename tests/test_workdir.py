@@ -129,3 +129,61 @@ def test_a_folder_that_was_there_stays(tmp_path):
   ):
     raise UsageError("no such class")
   assert not list(tmp_path.iterdir())
+
+
+def test_processes_share_a_folder_each_by_its_own_number(tmp_path):
+  place, config = tmp_path / "w", {"lr": 0.1}
+  with workdir.share(place, config, 0), workdir.share(place, config, 1):
+    with (
+      pytest.raises(UsageError, match="process of number 1"),
+      workdir.share(place, config, 1),
+    ):
+      pass
+    # Nothing is saved yet, but somebody is at work.
+    with (
+      pytest.raises(UsageError, match=r"lr: 0.1 there, 0.2 now"),
+      workdir.share(place, {"lr": 0.2}, 2),
+    ):
+      pass
+    with (
+      pytest.raises(UsageError, match="in use by another"),
+      workdir.claim(place, config),
+    ):
+      pass
+  with workdir.share(place, {"lr": 0.2}, 1):
+    assert json.loads((place / "config.json").read_text()) == {"lr": 0.2}
+
+
+def test_a_folder_that_one_run_has_is_not_shared(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir, "LOCK_SECONDS", 0.1)
+  with (
+    workdir.claim(tmp_path / "w", {}),
+    pytest.raises(UsageError, match="in use by another"),
+    workdir.share(tmp_path / "w", {}, 0),
+  ):
+    pass
+
+
+def test_a_folder_of_something_else_is_not_shared(tmp_path):
+  (tmp_path / "thesis.tex").write_text("precious")
+  with (
+    pytest.raises(UsageError, match="holds no config.json"),
+    workdir.share(tmp_path, {}, 0),
+  ):
+    pass
+
+
+@pytest.mark.parametrize(
+  "saved",
+  ["shards/00003/checkpoints/7.npz", "dataset/d-train.array_record-0-of-1"],
+)
+def test_what_a_shared_run_saved_is_kept(tmp_path, saved):
+  place = tmp_path / "w"
+  with workdir.share(place, {"lr": 0.1}, 0):
+    (place / saved).parent.mkdir(parents=True)
+    (place / saved).touch()
+  with (
+    pytest.raises(UsageError, match=r"lr: 0.1 there, 0.2 now"),
+    workdir.share(place, {"lr": 0.2}, 0),
+  ):
+    pass

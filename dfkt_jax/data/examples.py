@@ -20,11 +20,12 @@ class Examples:
   """A source for a stream; images are of one shape."""
 
   name: str  # the text it was opened by
-  source: Any  # answers {"image": u8[height, width, channels], "label": i32[]}
+  source: Any  # answers "image", "label" and perhaps "soft_labels"
   order: range  # the examples of the source that belong to it
   shape: tuple[int, int, int]
   classes: int
   class_names: tuple[str, ...] = ()
+  soft_classes: int = 0  # of stored soft labels; 0: there are none
 
   def __len__(self) -> int:
     return len(self.order)
@@ -35,6 +36,11 @@ class Examples:
     Raises:
       UsageError: it is of another shape, or has no such class.
     """
+    example = self.example(index)
+    return example["image"], example["label"]
+
+  def example(self, index: int) -> dict[str, Any]:
+    """With "soft_labels", f32[soft_classes], where there are some, too."""
     example = self.source[self.order[index]]
     image, label = example["image"], example["label"]
     if image.shape != self.shape:
@@ -48,7 +54,7 @@ class Examples:
         f"dataset {self.name} has a label {label}: expected 0 to"
         f" {self.classes - 1}; name a split that has labels"
       )
-    return image, label
+    return example
 
 
 def open_examples(text: str) -> Examples | None:
@@ -74,7 +80,13 @@ def open_examples(text: str) -> Examples | None:
     )
   shape = source.image(order[0]).shape
   return Examples(
-    text, source, order, shape, source.classes, source.class_names
+    text,
+    source,
+    order,
+    shape,
+    source.classes,
+    source.class_names,
+    source.soft_classes,
   )
 
 

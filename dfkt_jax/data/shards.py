@@ -2,7 +2,8 @@
 
 `tfds:DIRECTORY` reads it back, as does `tfds.builder_from_directory`. Shards
 are written beside and renamed, so any of them may be written again after a
-kill; the dataset exists once its metadata does. TensorFlow is not needed.
+kill, and by several processes; the dataset exists once its metadata does.
+TensorFlow is not needed.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import dataclasses
 import io
 import os
 from pathlib import Path
+import tempfile
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +20,7 @@ from dfkt_jax import files
 from dfkt_jax.errors import UsageError
 
 NAME, SPLIT = "synthesized", "train"
+SOFT_LABELS = "soft_labels"  # the feature: f32[classes], logits
 
 
 class Spec(Protocol):
@@ -46,6 +49,7 @@ class Layout:
   spec: Spec
   name: str = NAME
   split: str = SPLIT
+  soft_labels: bool = False  # every image has some
 
   def path(self, number: int) -> Path:
     suffix = f"array_record-{number:05d}-of-{self.shards:05d}"
@@ -53,25 +57,53 @@ class Layout:
 
 
 def write(
-  layout: Layout, number: int, images: np.ndarray, labels: np.ndarray
+  layout: Layout,
+  number: int,
+  images: np.ndarray,
+  labels: np.ndarray,
+  soft_labels: np.ndarray | None = None,
 ) -> None:
-  """Writes shard `number` of u8[n, height, width, channels], i32[n]."""
+  """Writes shard `number`.
+
+  Args:
+    images: u8[n, height, width, channels].
+    labels: i32[n].
+    soft_labels: f32[n, classes], logits, where the layout has them.
+  """
   writer_class = require().writer
-  features = _features(layout.spec)
+  features = _features(layout)
   path = layout.path(number)
   beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     layout.directory.mkdir(parents=True, exist_ok=True)
     # One record a group: readers look records up singly.
     writer = writer_class(str(beside), "group_size:1")
-    for image, label in zip(images, labels):
+    for index, (image, label) in enumerate(zip(images, labels)):
       example = {"image": _png(image), "label": int(label)}
+      if soft_labels is not None:
+        example[SOFT_LABELS] = np.asarray(soft_labels[index], np.float32)
       encoded = features.encode_example(example)
       writer.write(features.serialize_example(encoded))
     writer.close()
     os.replace(beside, path)
   except OSError as error:
     raise files.unwritable(path, error) from error
+
+
+def remove_leftovers(layout: Layout, number: int) -> None:
+  """Of writers of this shard that were killed; nobody else may write it now."""
+  path = layout.path(number)
+  for beside in layout.directory.glob(f".{path.name}.*.tmp"):
+    beside.unlink(missing_ok=True)
+
+
+def count(layout: Layout, number: int) -> int:
+  """How many examples a shard has; 0 where its end is missing."""
+  reader = require().reader
+  try:
+    return len(reader(str(layout.path(number))))
+  except Exception:  # ArrayRecord raises several kinds
+    return 0
 
 
 def finish(layout: Layout, counts: Sequence[int]) -> None:
@@ -88,15 +120,29 @@ def finish_all(splits: Sequence[tuple[Layout, Sequence[int]]]) -> None:
   """
   tfds = require().tfds
   layout = splits[0][0]
-  tfds.folder_dataset.write_metadata(
-    data_dir=str(layout.directory),
-    features=_features(layout.spec),
-    split_infos=[_split_info(tfds, *split) for split in splits],
-    # The folder may yet get its name, so tfds cannot read a version off it.
-    version="1.0.0",
-    supervised_keys=("image", "label"),
-    check_data=False,
-  )
+  # Several processes may come to this at once: none reads half a file.
+  with tempfile.TemporaryDirectory() as scratch:
+    # tfds reads the names of all shards off one of each split that it finds.
+    stand_ins = [Path(scratch, split.path(0).name) for split, _ in splits]
+    for path in stand_ins:
+      path.touch()
+    tfds.folder_dataset.write_metadata(
+      data_dir=scratch,
+      features=_features(layout),
+      split_infos=[_split_info(tfds, *split) for split in splits],
+      # The folder may yet get its name, so tfds cannot read a version off it.
+      version="1.0.0",
+      supervised_keys=("image", "label"),
+      check_data=False,
+    )
+    made = set(Path(scratch).iterdir()) - set(stand_ins)
+    for path in sorted(made, key=_comes_last):
+      files.write_atomic(layout.directory / path.name, path.read_bytes())
+
+
+def _comes_last(path):
+  # With it there is a dataset.
+  return path.name == "dataset_info.json"
 
 
 def _split_info(tfds, layout, counts):
@@ -115,19 +161,22 @@ def _split_info(tfds, layout, counts):
   )
 
 
-def _features(spec: Spec) -> Any:
-  tfds = require().tfds
+def _features(layout: Layout) -> Any:
+  tfds, spec = require().tfds, layout.spec
   names = spec.class_names or None
-  return tfds.features.FeaturesDict(
-    {
-      "image": tfds.features.Image(
-        shape=spec.shape, dtype=np.uint8, encoding_format="png"
-      ),
-      "label": tfds.features.ClassLabel(
-        **({"names": names} if names else {"num_classes": spec.classes})
-      ),
-    }
-  )
+  features = {
+    "image": tfds.features.Image(
+      shape=spec.shape, dtype=np.uint8, encoding_format="png"
+    ),
+    "label": tfds.features.ClassLabel(
+      **({"names": names} if names else {"num_classes": spec.classes})
+    ),
+  }
+  if layout.soft_labels:
+    features[SOFT_LABELS] = tfds.features.Tensor(
+      shape=(spec.classes,), dtype=np.float32
+    )
+  return tfds.features.FeaturesDict(features)
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -140,14 +189,18 @@ def _png(image: np.ndarray) -> bytes:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Writers:
+class _Packages:
   tfds: Any
   writer: Any
+  reader: Any
 
 
-def require() -> _Writers:
+def require() -> _Packages:
   """The packages that writing needs, or a UsageError that says so."""
   try:
+    from array_record.python.array_record_data_source import (
+      ArrayRecordDataSource,
+    )
     from array_record.python.array_record_module import ArrayRecordWriter
     import tensorflow_datasets as tfds
   except ImportError as error:
@@ -155,4 +208,4 @@ def require() -> _Writers:
       f"writing a dataset needs tensorflow-datasets and grain ({error}): run"
       " pip install tensorflow-datasets grain importlib_resources"
     ) from error
-  return _Writers(tfds, ArrayRecordWriter)
+  return _Packages(tfds, ArrayRecordWriter, ArrayRecordDataSource)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dfkt_jax.data.dataset import Dataset, NoImage
+from dfkt_jax.data.shards import SOFT_LABELS
 from dfkt_jax.errors import UsageError
 
 
@@ -26,6 +27,7 @@ class Split:
   class_names: tuple[str, ...]
   classes: int | None  # as far as the features tell
   directory: str
+  soft_classes: int = 0  # of the feature "soft_labels", where there is one
 
   def __len__(self) -> int:
     return len(self.data)
@@ -37,6 +39,8 @@ class Split:
   def __getitem__(self, index: int) -> dict[str, Any]:
     """ "image", uint8[height, width, 1 or 3], and "label", i32[], if labelled.
 
+    And "soft_labels", f32[soft_classes], where there are some.
+
     Raises:
       NoImage: it is none of that kind.
       UsageError: it cannot be read.
@@ -44,7 +48,11 @@ class Split:
     try:
       example = self.data[index]
       image = np.asarray(example[self.image_key])
-      label = np.int32(example[self.label_key]) if self.label_key else None
+      found: dict[str, Any] = {"image": image}
+      if self.label_key:
+        found["label"] = np.int32(example[self.label_key])
+      if self.soft_classes:
+        found[SOFT_LABELS] = np.asarray(example[SOFT_LABELS], np.float32)
     except Exception as error:  # tfds, ArrayRecord and decoders: a dozen kinds
       # ArrayRecord raises RuntimeErrors, and PIL OSErrors without a number.
       reading = isinstance(error, RuntimeError) or getattr(error, "errno", None)
@@ -59,9 +67,7 @@ class Split:
         " expected [height, width, 1 or 3]; name another split or prepare it"
         " anew"
       )
-    return (
-      {"image": image} if label is None else {"image": image, "label": label}
-    )
+    return {**found, "image": image}
 
   @property
   def fingerprint(self) -> str:
@@ -137,7 +143,17 @@ def open_split(source: str, split: str | None, labelled: bool = True) -> Split:
     class_names=_names(labels),
     classes=getattr(labels, "num_classes", None),
     directory=str(builder.data_dir),
+    soft_classes=_soft_classes(features),
   )
+
+
+def _soft_classes(features) -> int:
+  """How many numbers "soft_labels" has, if it is one row of real ones."""
+  if SOFT_LABELS not in features:
+    return 0
+  feature = features[SOFT_LABELS]
+  real = np.issubdtype(np.dtype(feature.np_dtype), np.floating)
+  return feature.shape[0] or 0 if real and len(feature.shape) == 1 else 0
 
 
 def _builder(source: str) -> Any:

@@ -1,0 +1,252 @@
+"""Batches that do not depend on each other, made by processes that never meet.
+
+Here each of them is played in turn by this one.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dfkt_jax import cli, data, teachers, workdir
+from dfkt_jax.commands.synthesize import Synthesize
+from dfkt_jax.data.examples import open_examples
+from dfkt_jax.distillation.transfer import INIT, stream
+from dfkt_jax.metrics import read_metrics
+from dfkt_jax.synthesis.deep_inversion import DeepInversion
+from dfkt_jax.synthesis.dfq import DFQ
+from dfkt_jax.synthesis.noise import Noise
+from dfkt_jax.synthesis.soft_target import SoftTarget
+from dfkt_jax.synthesis.zskd import ZSKD
+from tests.networks import save_tiny
+
+TIMES = ("wall_seconds", "images_per_second", "dataset")
+BATCHES = ("--num-images", "20", "--steps", "4", "--synthesis-batch-size", "8")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+  place = tmp_path_factory.mktemp("teacher") / "t"
+  save_tiny(place)
+  return place
+
+
+def words(teacher: Path, work: Path, *flags: str) -> list[str]:
+  return [
+    *("synthesize", "deep-inversion", "--teacher", str(teacher)),
+    *("--verifier", str(teacher), "--workdir", str(work), *BATCHES, *flags),
+    *("--devices", "1"),
+  ]
+
+
+@pytest.fixture(scope="module")
+def whole(teacher, tmp_path_factory):
+  """The workdir of a run of one process."""
+  work = tmp_path_factory.mktemp("whole") / "w"
+  cli.main(words(teacher, work))
+  return work
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+  """Runs words as process `index` of `count` would."""
+
+  def run(index, count, words):
+    monkeypatch.setenv("DFKT_PROCESS", str(index))
+    monkeypatch.setenv("DFKT_PROCESSES", str(count))
+    # Nobody listens there, and nobody has to.
+    monkeypatch.setenv("DFKT_COORDINATOR", "127.0.0.1:1")
+    cli.main(words)
+
+  return run
+
+
+def outcome(work: Path):
+  result = json.loads((work / "result.json").read_text())
+  rows = [
+    {k: v for k, v in row.items() if k != "wall"} for row in read_metrics(work)
+  ]
+  dataset = data.load(f"tfds:{work / 'dataset'}")
+  figures = {k: v for k, v in result.items() if k not in TIMES}
+  return figures, rows, dataset.images.tobytes(), dataset.labels.tolist()
+
+
+def made(work: Path) -> set[int]:
+  """The numbers of the shards that are there."""
+  paths = (work / "dataset").glob("*.array_record-*")
+  return {int(path.name.split("-")[2]) for path in paths}
+
+
+def test_what_is_made_does_not_depend_on_who_makes_it(
+  teacher, whole, tmp_path, as_process, capsys
+):
+  work = tmp_path / "w"
+  as_process(1, 2, words(teacher, work))
+  assert "2 of 3 shards are not there yet" in capsys.readouterr().out
+  assert made(work) == {1}
+  assert not (work / "result.json").exists()
+  assert not (work / "dataset" / "dataset_info.json").exists()
+  # Whatever is there is reported.
+  assert [row["images"] for row in read_metrics(work)] == [16]
+  # Another number of processes, of which one finds its batch already made.
+  as_process(1, 3, words(teacher, work))
+  assert made(work) == {1}
+  as_process(2, 3, words(teacher, work))
+  assert made(work) == {1, 2}
+  as_process(0, 3, words(teacher, work))
+  assert made(work) == {0, 1, 2}
+  assert outcome(work) == outcome(whole)
+  walls = [row["wall"] for row in read_metrics(work)]
+  assert walls == sorted(walls)
+  cli.main(["report", str(work)])
+  assert "verify/teacher" in (work / "report.html").read_text()
+
+
+def test_every_image_is_there_once(whole):
+  dataset = data.load(f"tfds:{whole / 'dataset'}")
+  assert len({image.tobytes() for image in dataset.images}) == 20
+  result = json.loads((whole / "result.json").read_text())
+  accuracy = result["verifier_accuracy_on_targets"]
+  assert accuracy == result["teacher_accuracy_on_targets"]
+
+
+def test_a_shard_that_is_lost_or_cut_short_is_made_anew(
+  teacher, whole, tmp_path, as_process, capsys
+):
+  work = tmp_path / "w"
+  as_process(0, 2, words(teacher, work))
+  path = next((work / "dataset").glob("*-00002-of-*"))
+  path.unlink()
+  # As a writer that was killed leaves it.
+  leftover = path.with_name(f".{path.name}.123.tmp")
+  leftover.write_bytes(b"half")
+  shard = next((work / "dataset").glob("*-00000-of-*"))
+  shard.write_bytes(shard.read_bytes()[: 2**15])
+  with pytest.raises(SystemExit) as stop:
+    as_process(0, 1, words(teacher, work))
+  assert stop.value.code == 1
+  assert "00000-of-00003 holds 0 images: expected 8" in capsys.readouterr().err
+  assert not leftover.exists()
+  shard.unlink()
+  as_process(0, 1, words(teacher, work))
+  assert outcome(work) == outcome(whole)
+
+
+def test_a_batch_in_the_hands_of_another_process_is_left_to_it(
+  teacher, tmp_path, as_process, capsys
+):
+  work = tmp_path / "w"
+  with workdir.lock(work / ".lock"):
+    pass  # makes the folder
+  with workdir.lock(work / "shards" / "00001" / ".lock") as free:
+    assert free
+    (work / "config.json").write_text("{}")
+    as_process(0, 1, words(teacher, work))
+  assert made(work) == {0, 2}
+  assert "1 of 3 shards are not there yet" in capsys.readouterr().out
+
+
+def test_processes_of_other_settings_are_refused(
+  teacher, tmp_path, as_process, capsys
+):
+  work = tmp_path / "w"
+  as_process(0, 2, words(teacher, work))
+  with pytest.raises(SystemExit) as stop:
+    as_process(1, 2, words(teacher, work, "--seed", "1"))
+  assert stop.value.code == 2
+  assert "seed: 0 there, 1 now" in capsys.readouterr().err
+
+
+def test_who_needs_the_batch_before():
+  teacher = Path("t")
+  for method in (DeepInversion(), SoftTarget(), ZSKD()):
+    assert Synthesize(method, teacher).apart
+  for method in (DFQ(), Noise()):
+    assert not Synthesize(method, teacher).apart
+
+  class Keeping(DeepInversion):
+    def restart(self, key, state, teacher, student):
+      return state
+
+  assert not Synthesize(Keeping(), teacher).apart
+
+
+def test_soft_labels_are_kept_with_the_images(teacher, tmp_path):
+  work = tmp_path / "w"
+  cli.main(
+    [
+      *("synthesize", "soft-target", "--teacher", str(teacher), "--workdir"),
+      *(str(work), "--num-images", "12", "--steps", "2"),
+      *("--synthesis-batch-size", "8", "--devices", "1"),
+    ]
+  )
+  examples = open_examples(f"tfds:{work / 'dataset'}")
+  assert examples is not None
+  assert (len(examples), examples.soft_classes) == (12, 10)
+  held = [examples.example(index) for index in range(12)]
+  soft_labels = np.stack([example["soft_labels"] for example in held])
+  assert soft_labels.argmax(1).tolist() == [e["label"] for e in held]
+  method = SoftTarget(synthesis_batch_size=8)
+  network, _ = teachers.load(teacher)
+  key = stream(jax.random.key(0), INIT, 0)
+  state = jax.jit(method.init)(key, network, None)
+  np.testing.assert_allclose(
+    soft_labels[:8], state.soft_labels, rtol=1e-4, atol=1e-4
+  )
+
+
+STAGED = '''
+"""Brightens, then darkens, in steps of its own size."""
+import dataclasses
+from typing import ClassVar, NamedTuple
+import jax
+import jax.numpy as jnp
+from dfkt_jax.distillation.transfer import Transfer
+from dfkt_jax.synthesis.contract import Batch
+
+class State(NamedTuple):
+  level: jax.Array
+
+class Info(NamedTuple):
+  level: jax.Array
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+  rate: float = 0.1
+  synthesis_batch_size: int = 4
+  transfer: ClassVar[Transfer] = Transfer(pool_size=8, synthesis_steps=6)
+
+  def stages(self, steps):
+    half = steps // 3
+    return [(self, half), (dataclasses.replace(self, rate=0.01), steps - half)]
+
+  def init(self, key, teacher, student):
+    return State(jnp.float32(0.0))
+
+  def step(self, key, state, teacher, student):
+    level = state.level + self.rate
+    return State(level), Info(level)
+
+  def sample(self, key, state, batch_size):
+    images = jnp.full((batch_size, 8, 8, 1), state.level)
+    return Batch(images, jnp.full(batch_size, -1, jnp.int32))
+'''
+
+
+def test_a_batch_may_be_made_in_stages(teacher, tmp_path):
+  file, work = tmp_path / "staged.py", tmp_path / "w"
+  file.write_text(STAGED)
+  cli.main(
+    [
+      *("synthesize", f"{file}:Staged", "--teacher", str(teacher)),
+      *("--num-images", "8", "--workdir", str(work)),
+    ]
+  )
+  # Two steps of 0.1, then four of 0.01, of which two make a line.
+  levels = [row["synthesis/level"] for row in read_metrics(work)]
+  assert levels[-1] == pytest.approx((0.23 + 0.24) / 2)
+  images = data.load(f"tfds:{work / 'dataset'}").images
+  assert images.shape == (8, 8, 8, 1)
+  assert set(images.flat) == {round(0.24 * 255)}
