@@ -9,15 +9,20 @@ from flax import linen as nn
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models.ccexam import DigitNet
 from dfkt_jax.models.convnet import ConvNet
+from dfkt_jax.models.efficientnet_lite import EfficientNetLite, scaled
 from dfkt_jax.models.generator import Generator
+from dfkt_jax.models.imagenet_resnet import Blocks, ImageNetResNet
+from dfkt_jax.models.imagenet_vgg import ImageNetVGG
 from dfkt_jax.models.layers import Bottleneck
 from dfkt_jax.models.lenet import LeNet5
+from dfkt_jax.models.mobilenet import MobileNetV2
 from dfkt_jax.models.resnet import ResNet
 from dfkt_jax.models.shot_digits import DTN, ShotLeNet
 from dfkt_jax.models.vgg import VGG
+from dfkt_jax.models.vision_transformer import VisionTransformer
 from dfkt_jax.models.wide_resnet import WideResNet
 
-__all__ = ["ARCHS", "Generator", "build"]
+__all__ = ["ARCHS", "IMAGENET", "Generator", "build"]
 
 
 def _cifar_resnet(depth: int) -> Callable[..., nn.Module]:
@@ -29,6 +34,41 @@ def _resnet(*depths: int) -> Callable[..., nn.Module]:
   return partial(ResNet, depths=depths, width=64, shortcut="projection")
 
 
+def _imagenet(block: Blocks, *depths: int) -> Callable[..., nn.Module]:
+  return partial(ImageNetResNet, depths=depths, block=block)
+
+
+def _lite(
+  width: float, depth: float, dropout: float
+) -> Callable[..., nn.Module]:
+  return partial(EfficientNetLite, stages=scaled(width, depth), dropout=dropout)
+
+
+def _vit(width: int, heads: int) -> Callable[..., nn.Module]:
+  return partial(VisionTransformer, width=width, depth=12, heads=heads)
+
+
+# For 224 pixels, or the size of their preset; with a field `remat`. A DeiT is a
+# vit.
+IMAGENET: Mapping[str, Callable[..., nn.Module]] = {
+  "imagenet-resnet18": _imagenet("basic", 2, 2, 2, 2),
+  "imagenet-resnet34": _imagenet("basic", 3, 4, 6, 3),
+  "imagenet-resnet50": _imagenet("bottleneck", 3, 4, 6, 3),
+  "imagenet-resnet101": _imagenet("bottleneck", 3, 4, 23, 3),
+  "vgg11-bn": partial(ImageNetVGG, depths=(1, 1, 2, 2, 2)),
+  "vgg13-bn": partial(ImageNetVGG, depths=(2, 2, 2, 2, 2)),
+  "vgg16-bn": partial(ImageNetVGG, depths=(2, 2, 3, 3, 3)),
+  "vgg19-bn": partial(ImageNetVGG, depths=(2, 2, 4, 4, 4)),
+  "mobilenet-v2": MobileNetV2,
+  "efficientnet-lite0": _lite(1.0, 1.0, 0.2),
+  "efficientnet-lite1": _lite(1.0, 1.1, 0.2),
+  "efficientnet-lite2": _lite(1.1, 1.2, 0.3),
+  "efficientnet-lite3": _lite(1.2, 1.4, 0.3),
+  "efficientnet-lite4": _lite(1.4, 1.8, 0.3),
+  "vit-tiny-16": _vit(192, 3),
+  "vit-small-16": _vit(384, 6),
+  "vit-base-16": _vit(768, 12),
+}
 ARCHS: Mapping[str, Callable[..., nn.Module]] = {
   "lenet5": LeNet5,
   "lenet5-half": partial(LeNet5, widths=(3, 8, 60, 42)),
@@ -56,6 +96,7 @@ ARCHS: Mapping[str, Callable[..., nn.Module]] = {
   ),
   "shot-lenet": ShotLeNet,
   "shot-dtn": DTN,
+  **IMAGENET,
 }
 WITH_BOTTLENECK = "+bottleneck"
 

@@ -1,11 +1,12 @@
 """What several architectures share.
 
 Paddings are integers as in PyTorch: 'SAME' pads strided convolutions
-differently and shifts an imported network by a pixel.
+differently and shifts an imported network by a pixel, unless TensorFlow trained
+it.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax
@@ -26,15 +27,21 @@ def conv(
   *,
   name: str,
   bias: bool = False,
-  padding: int | None = None,
+  padding: int | Literal["SAME"] | None = None,
+  groups: int = 1,
   dtype: Any = jnp.float32,
 ) -> nn.Conv:
-  """A square convolution, padded by size // 2 unless told otherwise."""
+  """A square convolution, padded by size // 2 unless told otherwise.
+
+  "SAME" is for what TensorFlow trained: where strides leave an odd number of
+  pixels to pad, the one more is at the bottom and on the right.
+  """
   return nn.Conv(
     width,
     (size, size),
     strides=stride,
     padding=size // 2 if padding is None else padding,
+    feature_group_count=groups,
     use_bias=bias,
     kernel_init=he_normal,
     dtype=dtype,
@@ -48,6 +55,14 @@ def batch_norm(
   return BatchNorm(
     use_running_average=not train, epsilon=epsilon, dtype=dtype, name=name
   )
+
+
+def remat(block: Any, wanted: bool) -> Any:
+  """`block`, a module class, computed again in the backward pass if `wanted`.
+
+  Called as `block(...)(x, train)`; names, numbers and what is sown stay.
+  """
+  return nn.remat(block, static_argnums=(2,)) if wanted else block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +126,46 @@ def max_pool(x: jax.Array) -> jax.Array:
   """2x2 windows: [b, h, w, c] -> [b, h // 2, w // 2, c].
 
   The largest of four slices, because XLA:CPU takes longer for the gradient of a
-  window's maximum than for the convolution before it (docs/performance.md).
-  Equal values, as on a flat background, share the gradient of two by halves;
-  PyTorch gives it to the first.
+  window's maximum than for the convolution before it (docs/performance.md). Of
+  equal values the first has the gradient, as in PyTorch.
   """
   height, width = (2 * (n // 2) for n in x.shape[1:3])
-  top, bottom = x[:, 0:height:2], x[:, 1:height:2]
-  left = jnp.maximum(top[:, :, 0:width:2], bottom[:, :, 0:width:2])
-  right = jnp.maximum(top[:, :, 1:width:2], bottom[:, :, 1:width:2])
-  return jnp.maximum(left, right)
+  left, right = x[:, :height, 0:width:2], x[:, :height, 1:width:2]
+  x = _larger(left, right)
+  return _larger(x[:, 0::2], x[:, 1::2])
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+  """3x3 windows, stride 2, padding 1: [b, h, w, c] -> [b, half h, half w, c].
+
+  Half of an odd number is rounded up. Made and differentiated as `max_pool`.
+  """
+  low = jnp.asarray(-jnp.inf, x.dtype)
+  for axis in (2, 1):
+    padding = [(0, 0, 0)] * 4
+    padding[axis] = (1, 1, 0)
+    padded = jax.lax.pad(x, low, padding)
+    span = 2 * ((x.shape[axis] + 1) // 2) - 1
+    first, second, third = (
+      jax.lax.slice_in_dim(padded, start, start + span, 2, axis)
+      for start in range(3)
+    )
+    x = _larger(_larger(first, second), third)
+  return x
+
+
+def _larger(first, second):
+  # The gradient of jnp.maximum asks which of the two equals the result. Where
+  # XLA computes them again, rounded otherwise, neither does, and it is lost.
+  return jnp.where(first >= second, first, second)
+
+
+def relu6(x: jax.Array) -> jax.Array:
+  """Its gradient is 0 at 0 and at 6, as PyTorch's; nn.relu6's is 1/2.
+
+  And it is made of no maximum, for the reason in `_larger`.
+  """
+  return jnp.where(x > 0, jnp.where(x < 6, x, 6.0), 0.0)
 
 
 class PooledConv(nn.Module):

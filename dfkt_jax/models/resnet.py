@@ -6,9 +6,11 @@ padded with zeros on both sides, no parameters), "projection" its option B (1x1
 convolution and BatchNorm).
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from dfkt_jax.models.layers import Bottleneck, batch_norm, conv, feature, head
@@ -30,20 +32,20 @@ class BasicBlock(nn.Module):
     )
     y = nn.relu(norm("bn1")(make(self.stride, "conv1")(x)))
     y = norm("bn2")(make(1, "conv2")(y))
-    return nn.relu(y + self._shortcut(x, norm))
+    return nn.relu(y + skip(x, self, self.width, norm))
 
-  def _shortcut(self, x, norm):
-    missing = self.width - x.shape[-1]
-    if self.stride == 1 and missing == 0:
-      return x
-    if self.shortcut == "pad":
-      x = x[:, :: self.stride, :: self.stride]
-      before = missing // 2
-      return jnp.pad(x, ((0, 0),) * 3 + ((before, missing - before),))
-    make = conv(
-      self.width, 1, self.stride, name="shortcut_conv", dtype=self.dtype
-    )
-    return norm("shortcut_bn")(make(x))
+
+def skip(x, block: Any, width: int, norm: Callable[[str], Any]) -> jax.Array:
+  """What goes past a block: [b, h, w, c] -> [b, h / stride, ..., width]."""
+  missing = width - x.shape[-1]
+  if block.stride == 1 and missing == 0:
+    return x
+  if block.shortcut == "pad":
+    x = x[:, :: block.stride, :: block.stride]
+    before = missing // 2
+    return jnp.pad(x, ((0, 0),) * 3 + ((before, missing - before),))
+  make = conv(width, 1, block.stride, name="shortcut_conv", dtype=block.dtype)
+  return norm("shortcut_bn")(make(x))
 
 
 class ResNet(nn.Module):

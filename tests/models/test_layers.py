@@ -26,11 +26,31 @@ def test_max_pool_is_the_maximum_of_windows(side):
   )
 
 
-def test_equal_values_share_the_gradient():
+def test_the_first_of_equal_values_has_the_gradient():
   gradient = jax.grad(lambda x: layers.max_pool(x).sum())
-  np.testing.assert_array_equal(gradient(jnp.ones((1, 2, 2, 1))), 0.25)
-  three = jnp.array([[2.0, 2.0], [2.0, 1.0]])[None, :, :, None]
-  np.testing.assert_array_equal(gradient(three).ravel(), [0.25, 0.5, 0.25, 0.0])
+  first = [1.0, 0.0, 0.0, 0.0]
+  np.testing.assert_array_equal(gradient(jnp.ones((1, 2, 2, 1))).ravel(), first)
+  later = jnp.array([[1.0, 2.0], [2.0, 2.0]])[None, :, :, None]
+  np.testing.assert_array_equal(gradient(later).ravel(), [0.0, 1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("side", [(6, 8), (7, 5)])
+def test_overlapping_max_pool(side):
+  overlapping = lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+  x = jax.random.normal(jax.random.key(0), (2, *side, 3))
+  expected = overlapping(x)
+  np.testing.assert_array_equal(layers.max_pool_3x3(x), expected)
+  weights = jnp.arange(expected.size, dtype=x.dtype)
+  loss = lambda pool: lambda x: pool(x).ravel() @ weights
+  close(jax.grad(loss(layers.max_pool_3x3))(x), jax.grad(loss(overlapping))(x))
+
+
+def test_relu6_and_its_gradient():
+  x = jnp.array([-1.0, 0.0, 2.0, 6.0, 7.0])
+  value, back = jax.vjp(layers.relu6, x)
+  np.testing.assert_array_equal(value, [0.0, 0.0, 2.0, 6.0, 6.0])
+  np.testing.assert_array_equal(back(jnp.ones(5))[0], [0, 0, 1, 0, 0])
+  assert layers.relu6(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 class Unfolded(nn.Module):

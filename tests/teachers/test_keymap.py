@@ -6,7 +6,7 @@ import pytest
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models import ARCHS, build
 from dfkt_jax.network import InputSpec
-from dfkt_jax.teachers import keymap
+from dfkt_jax.teachers import keymap, layouts
 
 RGB = InputSpec(32, 32, 3, (0.5,) * 3, (0.25,) * 3, 10)
 GREY = {
@@ -27,52 +27,52 @@ def _names(arch, kind=None):
 
 def test_conv_moves_outputs_last():
   weight = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-  kernel = keymap.conv_to_linen(weight)
+  kernel = layouts.conv_to_linen(weight)
   assert kernel.shape == (4, 5, 3, 2)
   assert kernel[3, 1, 2, 0] == weight[0, 2, 3, 1]
-  np.testing.assert_array_equal(keymap.conv_to_torch(kernel), weight)
+  np.testing.assert_array_equal(layouts.conv_to_torch(kernel), weight)
 
 
 def test_linear_is_transposed():
   weight = np.arange(6).reshape(2, 3)
-  kernel = keymap.linear_to_linen(weight)
+  kernel = layouts.linear_to_linen(weight)
   np.testing.assert_array_equal(kernel, weight.T)
-  np.testing.assert_array_equal(keymap.linear_to_torch(kernel), weight)
+  np.testing.assert_array_equal(layouts.linear_to_torch(kernel), weight)
 
 
 def test_flatten_linear_answers_as_torch_does_on_its_own_order():
   rng = np.random.default_rng(0)
   image = rng.normal(size=(3, 2, 4))  # channels, height, width
   weight = rng.normal(size=(5, image.size))
-  kernel = keymap.flatten_linear_to_linen(weight, image.shape)
+  kernel = layouts.flatten_linear_to_linen(weight, image.shape)
   ours = image.transpose(1, 2, 0).reshape(-1) @ kernel
   np.testing.assert_allclose(ours, weight @ image.reshape(-1), rtol=1e-12)
   np.testing.assert_array_equal(
-    keymap.flatten_linear_to_torch(kernel, image.shape), weight
+    layouts.flatten_linear_to_torch(kernel, image.shape), weight
   )
 
 
 def test_batch_norm_is_spread_over_two_collections():
-  layer = keymap.Layer("batch_norm", "bn1", ("block", "norm"))
-  assert {t.torch: t.linen for t in keymap.tensors(layer)} == {
+  layer = layouts.Layer("batch_norm", "bn1", ("block", "norm"))
+  assert {t.torch: t.linen for t in layouts.tensors(layer)} == {
     "bn1.weight": ("params", "block", "norm", "scale"),
     "bn1.bias": ("params", "block", "norm", "bias"),
     "bn1.running_mean": ("batch_stats", "block", "norm", "mean"),
     "bn1.running_var": ("batch_stats", "block", "norm", "var"),
   }
-  assert keymap.counter(layer) == "bn1.num_batches_tracked"
+  assert layouts.counter(layer) == "bn1.num_batches_tracked"
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_convolution_has_a_bias_where_its_layer_says_so(bias):
-  layer = keymap.Layer("conv", "c", ("c",), bias=bias)
+  layer = layouts.Layer("conv", "c", ("c",), bias=bias)
   expected = ["c.weight", "c.bias"] if bias else ["c.weight"]
-  assert [t.torch for t in keymap.tensors(layer)] == expected
+  assert [t.torch for t in layouts.tensors(layer)] == expected
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_name_is_used_twice(arch):
-  tensors = [t for layer in _layers(arch) for t in keymap.tensors(layer)]
+  tensors = [t for layer in _layers(arch) for t in layouts.tensors(layer)]
   assert len({t.torch for t in tensors}) == len(tensors)
   assert len({t.linen for t in tensors}) == len(tensors)
 

