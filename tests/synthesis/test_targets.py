@@ -13,6 +13,14 @@ def test_balanced_classes_differ_by_one_at_most():
   assert set(counts) == {6, 7}
 
 
+def test_fewer_than_there_are_classes_come_from_all_over():
+  labels = np.asarray(targets.balanced(KEY, 100, 1000))
+  assert labels.dtype == np.int32
+  assert len(set(labels.tolist())) == 100
+  assert len(set((labels // 100).tolist())) == 10
+  assert labels.max() < 1000
+
+
 def test_a_class_gets_another_index_each_time():
   decisions = jax.random.randint(KEY, (500,), 0, 10)
   classes = targets.balanced(KEY, 64, 10)
