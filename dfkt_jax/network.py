@@ -29,7 +29,9 @@ class InputSpec:
   """What a network takes, and how many classes it tells apart (hashable).
 
   `mean` and `std` are per channel, of images in [0, 1]. `class_names` is empty
-  or holds `classes` names in the order of the logits.
+  or holds `classes` names in the order of the logits. `crop` is the share of a
+  photograph's side, in the middle, that the network's authors evaluate it on;
+  it is for files of any size, and images of the network's own are shown whole.
   """
 
   height: int
@@ -39,6 +41,7 @@ class InputSpec:
   std: tuple[float, ...]
   classes: int
   class_names: tuple[str, ...] = ()
+  crop: float = 1.0
 
   def __post_init__(self):
     for name in ("mean", "std"):
@@ -48,6 +51,8 @@ class InputSpec:
           f"InputSpec.{name} has {len(values)} values for"
           f" {self.channels} channels"
         )
+    if not 0.0 < self.crop <= 1.0:
+      raise ValueError(f"InputSpec.crop is {self.crop}, not in (0, 1]")
     if self.class_names and len(self.class_names) != self.classes:
       raise ValueError(
         f"InputSpec has {len(self.class_names)} class_names for"

@@ -41,7 +41,7 @@ def load(
   if text is None:
     return None
   spec: InputSpec = teacher.spec
-  dataset = data.load(text, (spec.height, spec.width))
+  dataset = data.load(text, (spec.height, spec.width), spec.crop)
   if class_map is None:
     return evaluate.fit_to(teacher, dataset)
   mapped = _rename(dataset, spec, class_map)

@@ -50,7 +50,7 @@ class Evaluate:
     network, card = teachers.load(self.network)
     teacher = teachers.load(self.teacher)[0] if self.teacher else None
     spec = network.spec
-    dataset = data.load(self.dataset, (spec.height, spec.width))
+    dataset = data.load(self.dataset, (spec.height, spec.width), spec.crop)
     result = {
       "network": str(self.network),
       "arch": card.arch,

@@ -22,7 +22,9 @@ LARGEST = 256 * 2**20
 Size = tuple[int, int] | None
 
 
-def read_folder(name: str, folder: Path, size: Size) -> Dataset:
+def read_folder(
+  name: str, folder: Path, size: Size, crop: float = 1.0
+) -> Dataset:
   """CLASS/NAME.jpg below a folder, or 0007_NAME.jpg as in `read_zip`.
 
   Raises:
@@ -36,10 +38,12 @@ def read_folder(name: str, folder: Path, size: Size) -> Dataset:
     for path in sorted(folder.rglob("*"))
     if is_image(path.relative_to(folder)) and path.is_file()
   }
-  return _dataset(name, folder, paths, lambda m: paths[m].read_bytes(), size)
+  return _dataset(
+    name, folder, paths, lambda m: paths[m].read_bytes(), size, crop
+  )
 
 
-def read_zip(name: str, path: Path, size: Size) -> Dataset:
+def read_zip(name: str, path: Path, size: Size, crop: float = 1.0) -> Dataset:
   """CLASS/NAME.jpg in a zip file, or 0007_NAME.jpg with the class in front.
 
   Nothing is unpacked to disk. Raises as `read_folder`, and a UsageError for
@@ -60,7 +64,7 @@ def read_zip(name: str, path: Path, size: Size) -> Dataset:
           f"{path}: {too_large[0]} would unpack to over {LARGEST >> 20} MiB:"
           " expected a photograph; remove it"
         )
-      return _dataset(name, path, sorted(infos), archive.read, size)
+      return _dataset(name, path, sorted(infos), archive.read, size, crop)
   except OSError as error:
     raise files.unreadable(path, error) from error
   except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -75,6 +79,7 @@ def _dataset(
   members: Iterable[str],
   read: Callable[[str], bytes],
   size: Size,
+  crop: float,
 ) -> Dataset:
   members = sorted(members)
   if not members:
@@ -84,7 +89,8 @@ def _dataset(
     )
   classes, labels = _labels(place, members)
   images = [
-    np.asarray(fit(decode(place, member, read), size)) for member in members
+    np.asarray(fit(decode(place, member, read), size, crop))
+    for member in members
   ]
   shapes = sorted({image.shape[:2] for image in images})
   if len(shapes) > 1:
@@ -172,20 +178,22 @@ def _bytes(place, member, read):
     raise files.unreadable(f"{place}: {member}", error) from error
 
 
-def fit(picture: Any, size: Size) -> Any:
+def fit(picture: Any, size: Size, crop: float = 1.0) -> Any:
   """A PIL image at (height, width): the shorter side to fit, then the centre.
 
-  Bilinear with antialiasing; `size` None leaves it as it is.
+  Bilinear with antialiasing. `crop` is the share of the shorter side that is
+  kept, such as 224 / 256 for ImageNet. An image of that size already is left as
+  it is, and so is every one where `size` is None.
   """
   if size is not None and picture.size != size[::-1]:
-    return _resize_and_crop(picture, *size)
+    return _resize_and_crop(picture, *size, crop)
   return picture
 
 
-def _resize_and_crop(picture, height, width):
+def _resize_and_crop(picture, height, width, crop):
   from PIL import Image
 
-  scale = max(height / picture.height, width / picture.width)
+  scale = max(height / picture.height, width / picture.width) / crop
   new = (
     max(width, round(picture.width * scale)),
     max(height, round(picture.height * scale)),

@@ -11,20 +11,20 @@ from dfkt_jax.data.dataset import Dataset
 from dfkt_jax.errors import UsageError
 
 Size = tuple[int, int] | None
-# (whole text, what stands behind the colon, split, size of decoded images)
-Reader = Callable[[str, str, str | None, Size], Dataset]
+# (whole text, what stands behind the colon, split, `size` and `crop` of `load`)
+Reader = Callable[[str, str, str | None, Size, float], Dataset]
 
 READERS: Mapping[str, Reader] = {
-  "digits": lambda t, at, split, _: digits.read(t, split or "test"),
-  "fonts": lambda t, at, split, _: fonts.read(t, split or "test"),
-  "fashion_mnist": lambda t, at, split, _: idx.read_fashion_mnist(
+  "digits": lambda t, at, split, *_: digits.read(t, split or "test"),
+  "fonts": lambda t, at, split, *_: fonts.read(t, split or "test"),
+  "fashion_mnist": lambda t, at, split, *_: idx.read_fashion_mnist(
     t, split or "test"
   ),
-  "idx": lambda t, at, split, _: idx.read(t, Path(at), split or "test"),
-  "npz": lambda t, at, split, _: npz.read(t, Path(at), split),
-  "folder": lambda t, at, _, size: image_files.read_folder(t, Path(at), size),
-  "zip": lambda t, at, _, size: image_files.read_zip(t, Path(at), size),
-  "tfds": lambda t, at, split, _: tfds_source.read(t, at, split),
+  "idx": lambda t, at, split, *_: idx.read(t, Path(at), split or "test"),
+  "npz": lambda t, at, split, *_: npz.read(t, Path(at), split),
+  "folder": lambda t, at, _, *size: image_files.read_folder(t, Path(at), *size),
+  "zip": lambda t, at, _, *size: image_files.read_zip(t, Path(at), *size),
+  "tfds": lambda t, at, split, *_: tfds_source.read(t, at, split),
 }
 # Those that need no file or folder behind a colon.
 _ALONE = ("digits", "fonts", "fashion_mnist")
@@ -39,13 +39,13 @@ EXPECTED = (
 )
 
 
-def load(text: str, size: Size = None) -> Dataset:
+def load(text: str, size: Size = None, crop: float = 1.0) -> Dataset:
   """The dataset of a text such as npz:digits.npz/test[:500].
 
   Without a split it is the held-out one, `test`, where there is a split, and
   everything otherwise: folders, zip files, and npz files without an array
   `train`. `size` (height, width) is what folder: and zip: resize and crop
-  their images to while they read them.
+  their images to while they read them, `crop` the share that the crop keeps.
 
   Raises:
     UsageError: the text says nothing we know, or what it names is not there, is
@@ -68,7 +68,7 @@ def load(text: str, size: Size = None) -> Dataset:
       f"dataset {text!r} has no split {split!r}: expected"
       f" {' or '.join('/' + s for s in _SPLITS[kind])}"
     )
-  dataset = READERS[kind](text, at, split, size)
+  dataset = READERS[kind](text, at, split, size, crop)
   chosen = dataclasses.replace(
     dataset, images=dataset.images[bounds], labels=dataset.labels[bounds]
   )

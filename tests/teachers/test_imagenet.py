@@ -87,6 +87,7 @@ SIZE = (42, 58)
 
 def _tiny_torch(arch, naming):
   from tests.teachers import torch_imagenet as theirs
+  from tests.teachers import torch_vit
 
   match arch:
     case "basic" | "bottleneck":
@@ -99,7 +100,7 @@ def _tiny_torch(arch, naming):
       tf = arch == "lite"
       model = theirs.Inverted(naming, STAGES, 8, 40, tf, classes=10)
     case _:
-      model = theirs.VIT[naming](24, 2, 3, positions=7, classes=10)
+      model = torch_vit.VIT[naming](24, 2, 3, positions=7, classes=10)
   return theirs.randomise(model)
 
 

@@ -253,13 +253,20 @@ def test_a_card_that_was_changed(directory, changes, message):
       ("channels", True),
       ("mean", [0.1, 0.2]),
     ),
-    *(("std", "x"), ("class_names", ["a"])),
+    *(("std", "x"), ("class_names", ["a"]), ("crop", 0.0), ("crop", 1.5)),
   ],
 )
 def test_a_card_with_an_impossible_input(directory, field, value):
   record = json.loads((directory / "card.json").read_text())["input"]
   _edit(directory, input={**record, field: value})
   assert "is corrupted" in _refused(directory)
+
+
+def test_a_card_from_before_there_was_a_crop(directory):
+  record = json.loads((directory / "card.json").read_text())["input"]
+  assert record.pop("crop") == 1.0
+  _edit(directory, input=record)
+  assert load(directory)[1].input.crop == 1.0
 
 
 def test_another_json_file_is_not_a_card(tmp_path):
