@@ -142,11 +142,26 @@ def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
 def _distill(args: list[str]) -> None:
   from dfkt_jax import methods
 
-  known = {**methods.SYNTHESIZERS, **methods.OPENWORLD}
+  known = {**methods.SYNTHESIZERS, **methods.OPENWORLD, **methods.STORED}
   name, rest = _method_name("distill", args, known)
   method = methods.find(name, known)
+  if method in methods.STORED.values():
+    _offline(method, rest)
+    return
   distill = _open_world if methods.is_open_world(method) else _data_free
   distill(name, method, rest)
+
+
+def _offline(method: type, args: list[str]) -> None:
+  from dfkt_jax.commands.offline import DistillOffline
+
+  default = DistillOffline(
+    method=method(),
+    teacher=tyro.MISSING,
+    student=tyro.MISSING,
+    transfer_set=tyro.MISSING,
+  )
+  _carry_out("distill offline", DistillOffline, default, args)
 
 
 def _data_free(name: str, method: type, args: list[str]) -> None:

@@ -249,6 +249,7 @@ def stop_signals(alone: bool = False) -> Iterator[Callable[[int], bool]]:
   SIGTERM and the first Ctrl-C ask for it. With several processes only SIGTERM
   does: JAX listens for it, and names a round that none of them has passed; the
   first one, if it came before any, so rounds are to count from 1 and by 1.
+  `alone`, a process stops by itself, as if there were no others.
   """
   if jax.process_count() > 1 and not alone:
     yield multihost_utils.reached_preemption_sync_point

@@ -21,6 +21,7 @@ from dfkt_jax.adaptation.sfit import SFIT
 from dfkt_jax.adaptation.shot import SHOT
 from dfkt_jax.adaptation.shot_plus_plus import SHOTPlusPlus
 from dfkt_jax.adaptation.tent import Tent
+from dfkt_jax.distillation.offline import Offline
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
 from dfkt_jax.openworld.dfnd import DFND
@@ -50,6 +51,12 @@ OPENWORLD: Mapping[str, type] = {
   "mosaic-kd": MosaicKD,
   "odsd": ODSD,
   "random": RandomSelection,
+}
+
+
+# Of a transfer set that is there already.
+STORED: Mapping[str, type] = {
+  "offline": Offline,
 }
 
 

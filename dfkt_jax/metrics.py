@@ -100,7 +100,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   paths = [path]
   if not path.exists():
     parts = Path(workdir).glob(f"shards/*/{FILE_NAME}")
-    paths = sorted(parts, key=lambda path: int(path.parent.name))
+    paths = sorted(parts, key=lambda path: (len(str(path)), str(path)))
   rows = [_row(line) for path in paths for line in _lines(path)]
   return [
     {

@@ -32,8 +32,14 @@ COMMANDS = {
     *("--num-images", "30", "--student-steps", "2", *SHORT),
   ),
   "synthesize": (
-    *("synthesize", "deep-inversion", "--teacher", "NETWORK", "--steps", "4"),
-    *("--num-images", "24", "--synthesis-batch-size", "16"),
+    *("synthesize", "dfq", "--teacher", "NETWORK", "--student", "NETWORK"),
+    *("--steps", "4", "--num-images", "24", "--synthesis-batch-size", "16"),
+    *("--latent", "4", "--generator-widths", "4", "4", "4"),
+  ),
+  "offline": (
+    *("distill", "offline", "--teacher", "NETWORK", "--student"),
+    *("convnet-half", "--transfer-set", "DATA", "--eval-dataset", "DATA"),
+    *SHORT,
   ),
   "adapt": (
     *("adapt", "shot", "--source", "NETWORK", "--target", "DATA"),
@@ -198,6 +204,78 @@ def test_a_killed_process_ends_the_other_and_the_rest_is_resumed(
   assert result["agreement_in_training"] == pytest.approx(
     expected["agreement_in_training"], rel=1e-3
   )
+
+
+def images_of(work: Path):
+  dataset = data.load(f"tfds:{work / 'dataset'}")
+  return dataset.images.tobytes(), dataset.labels.tolist()
+
+
+def in_one_process(*commands: list[str]) -> str:
+  """What they say, one after the other, with one device."""
+  code = (
+    "import json, sys; from dfkt_jax import cli;"
+    "[cli.main(words) for words in json.loads(sys.argv[1])]"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, json.dumps(commands)],
+    env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_processes_that_need_not_meet_outlive_each_other(inputs, tmp_path):
+  command = (
+    *("synthesize", "deep-inversion", "--teacher", str(inputs / "t")),
+    *("--num-images", "30", "--synthesis-batch-size", "8", "--steps", "100"),
+    *("--checkpoint-seconds", "0", "--workdir"),
+  )
+  work, whole = tmp_path / "w", tmp_path / "whole"
+  process = start([*command, str(work)])
+  deadline = time.monotonic() + 200
+  # The first of two rounds of its first batch.
+  while not (work / "shards/00001/checkpoints/3.npz").exists():
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  os.kill(child(work, 1), signal.SIGKILL)
+  text, _ = process.communicate(timeout=200)
+  assert process.returncode == 128 + signal.SIGKILL, text
+  assert "[0] 2 of 4 shards are not there yet" in text
+  assert "connected to" not in text
+  assert not (work / "result.json").exists()
+  # One process makes what is missing, and all of it.
+  text = in_one_process([*command, str(work)], [*command, str(whole)])
+  assert "resuming after step 150 of 200" in text
+  assert images_of(work) == images_of(whole)
+  (result, rows), (expected, expected_rows) = figures(work), figures(whole)
+  assert result == expected
+  assert rows == expected_rows
+
+
+def test_processes_that_met_share_batches_out_too(inputs, tmp_path):
+  file, work, whole = tmp_path / "made.py", tmp_path / "w", tmp_path / "whole"
+  file.write_text(
+    f"""
+from pathlib import Path
+from dfkt_jax.commands.synthesize import Synthesize
+from dfkt_jax.synthesis.deep_inversion import DeepInversion
+
+method = DeepInversion(synthesis_batch_size=8)
+made = Synthesize(method, Path("{inputs / "t"}"), 30, steps=4)
+"""
+  )
+  process = start(["run", f"{file}:made", "--workdir", str(work)])
+  text, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, text
+  assert text.count("workdir:") == 1
+  in_one_process(["run", f"{file}:made", "--workdir", str(whole)])
+  assert images_of(work) == images_of(whole)
+  assert figures(work) == figures(whole)
 
 
 def test_what_the_first_process_refuses_ends_both(inputs, tmp_path):

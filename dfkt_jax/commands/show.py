@@ -98,6 +98,7 @@ def show_list(what: str) -> None:
     known = {
       **methods.SYNTHESIZERS,
       **methods.OPENWORLD,
+      **methods.STORED,
       **methods.ADAPTERS,
     }
     names = {name: _first_line(method) for name, method in known.items()}
