@@ -24,7 +24,7 @@ from tests.networks import save_tiny, spec, tiny
 
 FAST = (
   *("--lr", "0.05", "--batch-size", "32", "--evaluations", "1"),
-  *("--devices", "1"),
+  *("--mesh", "data=1"),
 )
 
 
@@ -37,7 +37,7 @@ def teacher(tmp_path_factory):
       *("teacher", "train", "--arch", "convnet-half", "--out", str(place)),
       *("--dataset", "digits/train", "--steps", "80", "--batch-size", "32"),
       *("--crop-padding", "0", "--flip", "False", "--lr", "0.05"),
-      *("--devices", "1"),
+      *("--mesh", "data=1"),
     ]
   )
   return place
@@ -96,7 +96,7 @@ def test_it_goes_on_at_the_very_next_example(
   config = DistillOffline(
     Offline(kd, batch_size=12), teacher, "convnet-half", f"tfds:{soft_set}"
   )
-  run = lambda work: config.run(RunOptions(work, devices=1))
+  run = lambda work: config.run(RunOptions(work, mesh="data=1"))
   run(tmp_path / "whole")
 
   @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dfkt_jax import images, models, parallel, teachers, workdir
+from dfkt_jax import images, models, parallel, placement, teachers, workdir
 from dfkt_jax import network as net
 from dfkt_jax.commands import evaluation, summary
 from dfkt_jax.commands.checks import check_numbers
@@ -63,7 +63,7 @@ def _run(config: DistillOffline, options: RunOptions) -> dict:
   transfer_set = open_transfer_set(config.transfer_set, teacher.spec)
   _check(method, transfer_set, teacher.spec)
   dataset = evaluation.load(config.eval_dataset, teacher)
-  mesh = parallel.make_mesh(options.devices)
+  mesh = parallel.named_mesh(options.mesh)
   settings = {
     "command": "distill",
     **workdir.settings(config),
@@ -76,7 +76,7 @@ def _run(config: DistillOffline, options: RunOptions) -> dict:
       return result
     judge = evaluation.Evaluation(teacher, dataset) if dataset else None
     _show(transfer_set, options)
-    teacher = parallel.replicate(teacher, mesh)
+    teacher = placement.place(teacher, mesh)
     with Stream(transfer_set, method.batch_size, config.seed) as stream:
       learner, pace = _learn(
         config, options, module, teacher, stream, mesh, judge
@@ -150,7 +150,9 @@ def _learn(config, options, module, teacher, stream, mesh, judge):
   return drive(
     options,
     title="distill offline",
-    state=jax.jit(functools.partial(_init, method, module))(key, teacher),
+    state=placement.create(
+      functools.partial(_init, method, module), key, teacher
+    ),
     rounds=rounds,
     advance=advance,
     observe=lambda state, done: judge(state.student) if judge else {},
