@@ -3,6 +3,7 @@
 Here each of them is played in turn by this one.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from dfkt_jax import cli, data, teachers, workdir
+from dfkt_jax.commands import synthesize_apart
 from dfkt_jax.commands.synthesize import Synthesize
 from dfkt_jax.data.examples import open_examples
 from dfkt_jax.distillation.transfer import INIT, stream
@@ -149,14 +151,33 @@ def test_a_batch_in_the_hands_of_another_process_is_left_to_it(
 
 
 def test_processes_of_other_settings_are_refused(
-  teacher, tmp_path, as_process, capsys
+  teacher, whole, as_process, capsys
 ):
-  work = tmp_path / "w"
-  as_process(0, 2, words(teacher, work))
   with pytest.raises(SystemExit) as stop:
-    as_process(1, 2, words(teacher, work, "--seed", "1"))
+    as_process(1, 2, words(teacher, whole, "--seed", "1"))
   assert stop.value.code == 2
   assert "seed: 0 there, 1 now" in capsys.readouterr().err
+
+
+def test_a_stop_that_comes_as_a_batch_is_finished(
+  teacher, whole, tmp_path, monkeypatch, capsys
+):
+  work = tmp_path / "w"
+
+  @contextlib.contextmanager
+  def told_with_the_first_batch(alone):
+    assert alone
+    yield lambda rounds: bool(made(work))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(synthesize_apart, "stop_signals", told_with_the_first_batch)
+    with pytest.raises(SystemExit) as stop:
+      cli.main(words(teacher, work))
+  assert stop.value.code == 75
+  assert "stopped before batch 2 of 3" in capsys.readouterr().err
+  assert made(work) == {0}
+  cli.main(words(teacher, work))
+  assert outcome(work) == outcome(whole)
 
 
 def test_who_needs_the_batch_before():
