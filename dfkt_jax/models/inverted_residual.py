@@ -6,6 +6,7 @@ a 1x1 convolution narrows without an activation; around it all goes the input
 where it has the output's shape. Activations are ReLU6.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -42,7 +43,7 @@ class InvertedResidual(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    make = lambda *args, **kwargs: _conv(self, train, *args, **kwargs)
+    make = partial(_conv, self, train, self.style)
     y, inner = x, self.expand * x.shape[-1]
     if self.expand > 1:
       y = relu6(make("expand", inner, 1)(y))
@@ -66,7 +67,7 @@ def inverted_residuals(
   [b, h, w, c] -> [b, last]. Layers become `module`'s own: stem, stageI_J and
   last; so do the taps.
   """
-  make = lambda *args: _conv(module, train, *args, style=style)
+  make = partial(_conv, module, train, style)
   x = relu6(make("stem", stem, 3, 2)(x))
   block = remat(InvertedResidual, module.remat)
   for number, stage in enumerate(stages, 1):
@@ -84,9 +85,8 @@ def inverted_residuals(
   return relu6(make("last", last, 1)(x)).mean((1, 2))
 
 
-def _conv(module, train, name, width, size, stride=1, *, style=None, groups=1):
+def _conv(module, train, style, name, width, size, stride=1, groups=1):
   """A convolution and its BatchNorm."""
-  style = style or module.style
   convolution = conv(
     width,
     size,

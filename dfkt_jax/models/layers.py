@@ -61,6 +61,7 @@ def remat(block: Any, wanted: bool) -> Any:
   """`block`, a module class, computed again in the backward pass if `wanted`.
 
   Called as `block(...)(x, train)`; names, numbers and what is sown stay.
+  XLA:CPU merges the two computations again, so that nothing is saved there.
   """
   return nn.remat(block, static_argnums=(2,)) if wanted else block
 
