@@ -111,9 +111,8 @@ def _report(args: list[str]) -> None:
 
 
 def _run(args: list[str]) -> None:
-  from dfkt_jax import parallel
   from dfkt_jax.commands import experiments
-  from dfkt_jax.commands.show import show_names, show_result
+  from dfkt_jax.commands.show import show_names
 
   if not args or args[0].startswith("-"):
     raise UsageError(
@@ -126,9 +125,8 @@ def _run(args: list[str]) -> None:
     show_names({name: type(value).__name__ for name, value in found.items()})
     return
   command = flags.parse(experiments.RunExperiment, f"run {text}", rest)
-  parallel.start()
-  result = experiments.run(text, command.options, command.seed, command.set)
-  show_result(result, command.options.workdir)
+  experiment = experiments.choose(text, command.seed, command.set)
+  cli_methods.run_and_show(experiment, command.options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,8 +125,6 @@ def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
     kind: the experiment's type, its method's filled in where it has one.
     default: of the experiment, tyro.MISSING for what has to be given.
   """
-  from dfkt_jax import parallel
-  from dfkt_jax.commands.show import show_result
   from dfkt_jax.driver import RunOptions
 
   # The names of these two fields are what --help puts above their flags.
@@ -137,7 +135,13 @@ def _carry_out(command: str, kind: Any, default: Any, args: list[str]) -> None:
   both.__doc__ = kind.__doc__
   options = RunOptions(workdir=tyro.MISSING)
   filled = flags.parse(both, command, args, both(default, options))
-  experiment = getattr(filled, name)
+  run_and_show(getattr(filled, name), filled.run)
+
+
+def run_and_show(experiment: Any, options: Any) -> None:
+  """Runs it with `RunOptions`, on all processes that there are."""
+  from dfkt_jax import parallel
+  from dfkt_jax.commands.show import show_result
+
   parallel.start(apart=getattr(experiment, "apart", False))
-  result = experiment.run(filled.run)
-  show_result(result, filled.run.workdir)
+  show_result(experiment.run(options), options.workdir)

@@ -9,7 +9,9 @@ synthesize, adapt, teacher train, run), for every process the same. Each has
 of a pod are. What they print has their number before it. SIGTERM and the first
 Ctrl-C are handed on: all save at one round and exit with 75, and the same
 command goes on from there; another Ctrl-C kills them. Where one fails the
-others are stopped, and where this script is killed they save and stop.
+others are stopped, unless --go-on is given, for work that is shared out, such
+as the batches of `synthesize deep-inversion`. Where this script is killed they
+save and stop.
 
 Exit code: of the process that failed, or else 75 if any was preempted.
 """
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   ]
   for reader in readers:
     reader.start()
-  code = _wait(children)
+  code = _wait(children, None if args.go_on else GRACE_SECONDS)
   for reader in readers:
     reader.join()
   return code
@@ -84,6 +86,11 @@ def _parse(argv):
   parser.add_argument("--devices-per-process", type=_count, default=1)
   parser.add_argument(
     "--port", type=_count, help="of process 0 (default: a free one)"
+  )
+  parser.add_argument(
+    "--go-on",
+    action="store_true",
+    help="leave the others alone where one fails",
   )
   parser.add_argument(
     "--dry-run", action="store_true", help="print the commands, run none"
@@ -138,8 +145,12 @@ def _tell(children, number):
       child.send_signal(number)
 
 
-def _wait(children):
-  """Until all have ended; what to exit with."""
+def _wait(children, grace):
+  """Until all have ended; what to exit with.
+
+  `grace` is how many seconds the others have once one has failed, None for as
+  many as they like.
+  """
   deadline, failed = None, None
   while None in (codes := [child.poll() for child in children]) or not failed:
     bad = [index for index, code in enumerate(codes) if code not in FINE]
@@ -148,11 +159,15 @@ def _wait(children):
       # a kill is the cause and not the effect.
       rank = lambda index: (codes[index] == -signal.SIGABRT, codes[index])
       first = min(bad, key=rank)
-      failed, deadline = codes[first], time.monotonic() + GRACE_SECONDS
-      _complain(
-        f"process {first} ended with {failed}: the others are stopped if they"
-        f" have not ended in {GRACE_SECONDS} s"
-      )
+      failed = codes[first]
+      text = f"process {first} ended with {failed}: the others go on"
+      if grace is not None:
+        deadline = time.monotonic() + grace
+        text = (
+          f"process {first} ended with {failed}: the others are stopped if they"
+          f" have not ended in {grace} s"
+        )
+      _complain(text)
     elif None not in codes:
       return max(codes)
     if deadline is not None and time.monotonic() > deadline:

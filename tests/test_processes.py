@@ -266,7 +266,13 @@ from dfkt_jax.commands.synthesize import Synthesize
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
 
 method = DeepInversion(synthesis_batch_size=8)
-made = Synthesize(method, Path("{inputs / "t"}"), 30, steps=4)
+_made = Synthesize(method, Path("{inputs / "t"}"), 30, steps=4)
+
+class Met:
+  def run(self, options):
+    return _made.run(options)
+
+made = Met()
 """
   )
   process = start(["run", f"{file}:made", "--workdir", str(work)])

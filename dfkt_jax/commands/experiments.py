@@ -61,15 +61,13 @@ class RunExperiment:
   set: tuple[str, ...] = ()
 
 
-def run(
-  text: str,
-  options: RunOptions,
-  seed: int | None = None,
-  settings: Sequence[str] = (),
-) -> dict:
-  """Runs MODULE:NAME; NAME may be left out where there is just one.
+def choose(
+  text: str, seed: int | None = None, settings: Sequence[str] = ()
+) -> Any:
+  """MODULE:NAME; NAME may be left out where there is just one.
 
   Args:
+    seed: in place of the experiment's own.
     settings: FIELD=VALUE words, see `overrides`.
 
   Raises:
@@ -98,4 +96,4 @@ def run(
         " flag out"
       )
     experiment = dataclasses.replace(experiment, seed=seed)  # type: ignore
-  return overrides.replaced(experiment, settings).run(options)
+  return overrides.replaced(experiment, settings)
