@@ -46,7 +46,7 @@ class Bench:
     ]
   ]
   settings: Settings = Settings()
-  devices: int = 1  # use the first so many devices
+  mesh: str = "data=1"  # data=N devices
   against: Literal["torch"] | None = None  # alternates with PyTorch
   reference: Path | None = None  # default: $DFKT_TORCH_REFERENCE, or ../shared
   repeats: int = 3  # of both sides
@@ -65,7 +65,7 @@ class Bench:
     elif self.against:
       self._write("ratios", self._race(console))
     else:
-      mesh = parallel.make_mesh(self.devices)
+      mesh = parallel.named_mesh(self.mesh)
       found = timing.records(self._names(), self.settings, mesh)
       self._write("records", _shown(console, found))
 
@@ -75,10 +75,10 @@ class Bench:
 
   def _race(self, console):
     reference = against.find_reference(self.reference)
-    if self.devices != 1:
+    if self.mesh != "data=1":
       raise UsageError(
-        f"--devices is {self.devices} and the PyTorch reference has one device:"
-        " leave --devices out with --against torch"
+        f"--mesh is {self.mesh} and the PyTorch reference has one device: leave"
+        " --mesh out with --against torch"
       )
     if self.repeats < 1:
       raise UsageError(f"--repeats is {self.repeats}: give 1 or more")

@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   ("flag", "settings"),
-  [("--devices", {"devices": 2}), ("--repeats", {"repeats": 0})],
+  [("--mesh", {"mesh": "data=2"}), ("--repeats", {"repeats": 0})],
 )
 def test_what_makes_no_race(tmp_path, monkeypatch, flag, settings):
   monkeypatch.setattr(against, "find_reference", lambda given: given)
