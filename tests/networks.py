@@ -38,7 +38,8 @@ def tiny(seed: int = 0, widths=(4, 8), input_spec=None) -> Network:
   return network.replace(variables={"params": params, "batch_stats": stats})
 
 
-def save_tiny(place: Path) -> None:
+def save_tiny(place: Path, input_spec: InputSpec | None = None) -> None:
   """`tiny`, as wide as a convnet-half, as a network directory."""
-  network = jax.device_get(tiny(widths=(16, 32, 64)))
+  network = tiny(widths=(16, 32, 64), input_spec=input_spec)
+  network = jax.device_get(network)
   teachers.save(place, network, teachers.describe(network, "convnet-half"))

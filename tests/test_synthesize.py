@@ -22,7 +22,7 @@ from dfkt_jax.synthesis.dfq import DFQ
 from dfkt_jax.synthesis.noise import Noise
 from dfkt_jax.synthesis.soft_target import SoftTarget
 from dfkt_jax.synthesis.zskd import ZSKD
-from tests.networks import save_tiny
+from tests.networks import save_tiny, spec
 
 TIMES = ("wall_seconds", "images_per_second", "dataset")
 BATCHES = ("--num-images", "20", "--steps", "4", "--synthesis-batch-size", "8")
@@ -112,6 +112,23 @@ def test_every_image_is_there_once(whole):
   result = json.loads((whole / "result.json").read_text())
   accuracy = result["verifier_accuracy_on_targets"]
   assert accuracy == result["teacher_accuracy_on_targets"]
+
+
+def test_a_verifier_may_take_images_of_another_size(teacher, tmp_path, capsys):
+  save_tiny(tmp_path / "larger", spec(12))
+  save_tiny(tmp_path / "fewer", spec(classes=5))
+  words = [
+    *("synthesize", "deep-inversion", "--teacher", str(teacher)),
+    *("--num-images", "8", "--synthesis-batch-size", "8", "--steps", "1"),
+    *("--workdir", str(tmp_path / "w"), "--verifier"),
+  ]
+  with pytest.raises(SystemExit) as stop:
+    cli.main([*words, str(tmp_path / "fewer")])
+  assert stop.value.code == 2
+  assert "tells 5 classes apart and the teacher 10" in capsys.readouterr().err
+  cli.main([*words, str(tmp_path / "larger")])
+  result = json.loads((tmp_path / "w" / "result.json").read_text())
+  assert 0 <= result["verifier_accuracy_on_targets"] <= 1
 
 
 def test_a_shard_that_is_lost_or_cut_short_is_made_anew(

@@ -10,6 +10,7 @@ import numpy as np
 from dfkt_jax import evaluate, images, teachers
 from dfkt_jax.commands import summary
 from dfkt_jax.data import shards
+from dfkt_jax.data.dataset import fit_images
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.driver import Pace, RunOptions
 from dfkt_jax.loops import Loops
@@ -116,7 +117,8 @@ def make_look(
     labels = np.where(batch.labels < 0, decisions, batch.labels)
     metrics = {"verify/teacher": evaluate.share(decisions == labels)}
     if verifier is not None:
-      seen = predict(verifier, pixels).argmax(1)
+      shown = fit_images(pixels, *verifier.spec.shape)
+      seen = predict(verifier, shown).argmax(1)
       metrics["verify/verifier"] = evaluate.share(seen == labels)
     if writes:
       shards.write(plan.layout, number, pixels, labels, batch.soft_labels)

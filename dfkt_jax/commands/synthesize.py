@@ -40,7 +40,7 @@ class Synthesize(Generic[M]):
   num_images: int = 1024
   steps: int | None = None  # of synthesis for a batch (default: the method's)
   student: Path | None = None  # network for methods that play against one
-  verifier: Path | None = None  # an independent network that checks the labels
+  verifier: Path | None = None  # an independent network that checks labels
   seed: int = 0
 
   @property
@@ -63,6 +63,12 @@ class Synthesize(Generic[M]):
     teacher, _ = teachers.load(self.teacher)
     student = teachers.load(self.student)[0] if self.student else None
     verifier = teachers.load(self.verifier)[0] if self.verifier else None
+    if verifier is not None and verifier.spec.classes != teacher.spec.classes:
+      raise UsageError(
+        f"--verifier {self.verifier} tells {verifier.spec.classes} classes"
+        f" apart and the teacher {teacher.spec.classes}: give a network of the"
+        " teacher's classes"
+      )
     if transfers.images_per_step(self.method, _recipe(self.method)) < 1:
       raise UsageError("--synthesis-batch-size is 0: give 1 or more")
     plan = _plan(self, options, teacher, student)

@@ -22,18 +22,26 @@ class Dataset:
 
 
 def fit(dataset: Dataset, height: int, width: int, channels: int) -> Dataset:
-  """The dataset at another size and number of channels.
+  """The dataset at another size and number of channels, see `fit_images`."""
+  images = fit_images(dataset.images, height, width, channels)
+  return dataclasses.replace(dataset, images=images)
+
+
+def fit_images(
+  images: np.ndarray, height: int, width: int, channels: int
+) -> np.ndarray:
+  """u8[n, ...] as u8[n, height, width, channels].
 
   Resizing is bilinear with antialiasing; grey becomes RGB by repetition, RGB
   becomes grey by ITU-R 601 luma. What fits already is returned as it is.
   """
   shape = (height, width, channels)
-  if dataset.images.shape[1:] == shape:
-    return dataset
-  images = np.empty((len(dataset.images), *shape), np.uint8)
-  for index, image in enumerate(dataset.images):
-    images[index] = _fit_one(image, height, width, channels)
-  return dataclasses.replace(dataset, images=images)
+  if images.shape[1:] == shape:
+    return images
+  fitted = np.empty((len(images), *shape), np.uint8)
+  for index, image in enumerate(images):
+    fitted[index] = _fit_one(image, height, width, channels)
+  return fitted
 
 
 def _fit_one(image, height, width, channels):
