@@ -114,6 +114,8 @@ def _run(args: list[str]) -> None:
   from dfkt_jax.commands import experiments
   from dfkt_jax.commands.show import show_names
 
+  if args[:1] in (["-h"], ["--help"]):
+    flags.parse(experiments.RunExperiment, "run MODULE[:NAME]", args)
   if not args or args[0].startswith("-"):
     raise UsageError(
       "dfkt run needs MODULE[:NAME] first, such as"
@@ -124,6 +126,7 @@ def _run(args: list[str]) -> None:
     found = experiments.find(experiments.split(text)[0])
     show_names({name: type(value).__name__ for name, value in found.items()})
     return
+  rest = flags.gathered("--set", rest)
   command = flags.parse(experiments.RunExperiment, f"run {text}", rest)
   experiment = experiments.choose(text, command.seed, command.set)
   cli_methods.run_and_show(experiment, command.options)

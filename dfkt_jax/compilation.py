@@ -48,10 +48,10 @@ def keep_on_disk(
 def _folder(environment):
   """The user's, made if need be; None if it takes no files."""
   home = environment.get("XDG_CACHE_HOME", "")
-  # The standard has relative paths ignored.
-  base = Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()
-  folder = base / "dfkt_jax" / "xla"
-  with contextlib.suppress(OSError, RuntimeError):
+  with contextlib.suppress(OSError, RuntimeError):  # the latter: no home
+    # The standard has relative paths ignored.
+    base = Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()
+    folder = base / "dfkt_jax" / "xla"
     # What is read from here is run: nobody else may write to it.
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryFile(dir=folder):

@@ -93,7 +93,7 @@ def drive(
       MetricsWriter(
         options.workdir,
         tensorboard=options.tensorboard,
-        resume_step=done * steps_per_round or -1,
+        resume_step=done * steps_per_round if done > first else -1,
         alone=alone,
       )
     )

@@ -80,3 +80,20 @@ def option(flag: str, args: list[str], default: str) -> tuple[str, list[str]]:
     return default, args
   place = args.index(flag)
   return args[place + 1], args[:place] + args[place + 2 :]
+
+
+def gathered(flag: str, args: list[str]) -> list[str]:
+  """`args`, with all that stands behind `flag`, once or often, in one place."""
+  others: list[str] = []
+  values: list[str] = []
+  place = others
+  for arg in args:
+    if arg == flag:
+      place = values
+    elif arg.startswith(f"{flag}="):
+      values.append(arg.removeprefix(f"{flag}="))
+      place = others
+    else:
+      place = others if arg.startswith("--") else place
+      place.append(arg)
+  return [*others, flag, *values] if values else others

@@ -3,9 +3,8 @@
 A mesh has an axis "data", over which batches and the pool are split, and an
 axis "model", mostly of 1, over which large parameters are (`placement`); all
 else is on every device. BatchNorm statistics come out global over the mesh,
-which is what the single-GPU papers computed. Axes are Auto: `jax.make_mesh`
-defaults to Explicit ones, under which gathers from a sharded bank do not
-type-check.
+which is what the single-GPU papers computed. Axes are Auto:
+under Explicit ones gathers from a sharded bank do not type-check.
 """
 
 from collections.abc import Mapping
@@ -129,7 +128,9 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     UsageError: there are fewer devices than that, or a process would have none
       of them to itself.
   """
-  available = jax.devices()
+  # By process: rows of a batch are then by process too, and a row of the mesh
+  # is of one. `jax.make_mesh` would order TPUs by where they stand.
+  available = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   if data is None:
     data = max(1, len(available) // max(1, model))
   count = data * model
@@ -151,11 +152,15 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
       f" {available[0].platform} device(s); give axes from 1 up that multiply"
       f" to no more than {len(available)}"
     )
-  return jax.make_mesh(
-    (data, model),
+  return _mesh(available[:count], model)
+
+
+def _mesh(devices, model):
+  shape = (len(devices) // model, model)
+  return Mesh(
+    np.array(devices).reshape(shape),
     (DATA, MODEL),
     axis_types=(AxisType.Auto,) * 2,
-    devices=available[:count],
   )
 
 
@@ -168,7 +173,8 @@ def named_mesh(text: str | None) -> Mesh:
   sizes: dict[str, int] = {}
   for part in text.split(",") if text else ():
     name, _, size = part.partition("=")
-    if name not in (DATA, MODEL) or name in sizes or not size.isdigit():
+    whole = size.isascii() and size.isdecimal()
+    if name not in (DATA, MODEL) or name in sizes or not whole:
       raise UsageError(
         f"--mesh {text}: expected {DATA}=N, or {DATA}=N,{MODEL}=M, with whole"
         " numbers of devices"
@@ -221,9 +227,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def local(mesh: Mesh) -> Mesh:
   """This process's devices of `mesh`, as a mesh of their own, all for data."""
   own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-  return jax.make_mesh(
-    (len(own), 1), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=own
-  )
+  return _mesh(own, 1)
 
 
 def gather(tree: Any) -> Any:

@@ -123,13 +123,16 @@ def _parse(argv):
   if slots and args.jobs > slots:
     parser.error(f"--jobs {args.jobs}: --each has {slots} values, one a job")
   args.words = shlex.split(args.flags)
+  for flag in ("--set", "--seed", "--workdir"):
+    if any(word.split("=")[0] == flag for word in args.words):
+      parser.error(f"--flags has {flag}, which each run has of its own")
   return args
 
 
 def _axis(text):
-  """FIELD=A,B -> (FIELD, [A, B]); commas in brackets or quotes separate none.
+  """FIELD=A,B -> (FIELD, [A, B]); commas in brackets separate none.
 
-  As [[1,2],[3]] would be: "f=[1,2],[3]" has two values.
+  [1,2],[3] are two values.
   """
   name, equals, values = text.partition("=")
   if not (name and equals and values):
@@ -191,6 +194,8 @@ def _carry_out(args, runs) -> list[Run]:
       slot = next(slot for slot in range(args.jobs) if slot not in going)
       run = waiting.pop(0)
       going[slot] = run, _start(args, run, slot)
+      if stopped:  # in the meantime
+        going[slot][1].send_signal(signal.SIGTERM)
       print(f"started {run.workdir.name}", flush=True)
     for slot, (run, process) in list(going.items()):
       code = process.poll()

@@ -9,7 +9,7 @@
 # Needs gcloud, and a TPU VM that is there: NAME is that of
 # `gcloud compute tpus tpu-vm create`. What is committed here is copied to every
 # host; the workdir, teachers and data have to lie where all hosts see them (an
-# NFS share or a mounted bucket). The hosts' output comes back here; start this
+# NFS share). The hosts' output comes back here; start this
 # from a machine that stays on. After --stop, or when the slice was taken away
 # and is there again, the same command goes on from the last checkpoint.
 set -euo pipefail
@@ -42,9 +42,7 @@ on_all() {
 }
 
 if [ -n "$stop" ]; then
-  # One host is enough: the others hear of it.
-  step gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=0 \
-    --command="pkill -TERM -f '[.]venv/bin/dfkt'"
+  on_all "pkill -TERM -f '[.]venv/bin/dfkt'"
   exit 0
 fi
 
@@ -57,4 +55,5 @@ archive=dfkt_jax-$(git rev-parse --short HEAD).tar.gz
 step git archive --format=tar.gz --output="/tmp/$archive" HEAD
 step gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:$archive" \
   --zone="$zone" --worker=all
-on_all "mkdir -p dfkt_jax && tar -xzf $archive -C dfkt_jax && bash dfkt_jax/launch/tpu_worker.sh ${*@Q}"
+# What a commit before this one had goes, but for the environment.
+on_all "mkdir -p dfkt_jax && find dfkt_jax -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && tar -xzf $archive -C dfkt_jax && bash dfkt_jax/launch/tpu_worker.sh ${*@Q}"

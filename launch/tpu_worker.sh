@@ -25,8 +25,9 @@ step() {
 }
 
 # The mark stands only once everything is installed, so that a kill in between
-# begins anew. TPU images may have a Python that is too old for us: uv brings one.
-if [ ! -e .venv/ready ]; then
+# begins anew, and so do other dependencies. TPU images may have a Python that is too old for us: uv brings one.
+wanted=$(cksum < pyproject.toml)
+if [ "$(cat .venv/ready 2>/dev/null)" != "$wanted" ]; then
   step rm -rf .venv
   if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     step python3 -m venv .venv
@@ -36,7 +37,9 @@ if [ ! -e .venv/ready ]; then
     step python3 -m uv venv -q --python 3.12 .venv
     step python3 -m uv pip install -q --python .venv/bin/python -e . 'jax[tpu]'
   fi
-  step touch .venv/ready
+  if [ -z "$dry_run" ]; then
+    echo "$wanted" > .venv/ready
+  fi
 fi
 
 step exec env DFKT_CLUSTER=1 .venv/bin/dfkt "$@"

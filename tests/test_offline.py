@@ -194,6 +194,27 @@ def test_refusals(soft_set, tmp_path, capsys):
   assert not work.exists()
 
 
+def test_images_that_are_learnt_from_are_not_evaluated_on(
+  soft_set, tmp_path, capsys
+):
+  said = refused(
+    capsys,
+    [
+      *(
+        "distill",
+        "offline",
+        "--teacher",
+        str(tmp_path),
+        "--student",
+        "lenet5",
+      ),
+      *("--transfer-set", "digits", "--eval-dataset", "digits/test"),
+      *("--workdir", str(tmp_path / "w")),
+    ],
+  )
+  assert "are both digits/test" in said
+
+
 def test_soft_labels_of_other_classes_are_none(soft_set):
   with pytest.raises(UsageError, match="takes"):
     open_transfer_set(f"tfds:{soft_set}", spec(channels=3))

@@ -54,7 +54,16 @@ def test_a_mesh_by_its_name(text, sizes):
 
 @pytest.mark.parametrize(
   "text",
-  ["8", "data", "data=x", "data=-1", "rows=2", "data=2,data=2", "data=1,"],
+  [
+    "8",
+    "data",
+    "data=x",
+    "data=²",
+    "data=-1",
+    "rows=2",
+    "data=2,data=2",
+    "data=1,",
+  ],
 )
 def test_a_mesh_that_cannot_be_read(text):
   with pytest.raises(UsageError, match=r"--mesh .* expected data=N"):
@@ -67,6 +76,14 @@ def test_a_mesh_that_cannot_be_read(text):
 def test_a_mesh_of_devices_that_are_not_there(text):
   with pytest.raises(UsageError, match=r"8 cpu device\(s\)"):
     parallel.named_mesh(text)
+
+
+def test_a_mesh_is_in_the_order_of_processes_whatever_jax_lists(monkeypatch):
+  devices = jax.devices()
+  monkeypatch.setattr(jax, "devices", lambda: devices[::-2] + devices[::2])
+  mesh = parallel.named_mesh("data=4,model=2")
+  assert list(mesh.devices.flat) == sorted(devices, key=lambda d: d.id)
+  assert list(parallel.local(mesh).devices.flat) == list(mesh.devices.flat)
 
 
 def test_an_array_made_whole_is_on_every_device():

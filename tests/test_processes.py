@@ -257,8 +257,9 @@ def test_processes_that_need_not_meet_outlive_each_other(inputs, tmp_path):
   assert rows == expected_rows
 
 
-def test_processes_that_met_share_batches_out_too(inputs, tmp_path):
-  file, work, whole = tmp_path / "made.py", tmp_path / "w", tmp_path / "whole"
+def met(inputs: Path, tmp_path: Path, images: int, steps: int) -> str:
+  """An experiment whose processes meet, though its batches need no meeting."""
+  file = tmp_path / "made.py"
   file.write_text(
     f"""
 from pathlib import Path
@@ -266,7 +267,7 @@ from dfkt_jax.commands.synthesize import Synthesize
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
 
 method = DeepInversion(synthesis_batch_size=8)
-_made = Synthesize(method, Path("{inputs / "t"}"), 30, steps=4)
+_made = Synthesize(method, Path("{inputs / "t"}"), {images}, steps={steps})
 
 class Met:
   def run(self, options):
@@ -275,13 +276,38 @@ class Met:
 made = Met()
 """
   )
-  process = start(["run", f"{file}:made", "--workdir", str(work)])
+  return f"{file}:made"
+
+
+def test_processes_that_met_share_batches_out_too(inputs, tmp_path):
+  work, whole = tmp_path / "w", tmp_path / "whole"
+  made = met(inputs, tmp_path, 30, 4)
+  process = start(["run", made, "--workdir", str(work)])
   text, _ = process.communicate(timeout=300)
   assert process.returncode == 0, text
   assert text.count("workdir:") == 1
-  in_one_process(["run", f"{file}:made", "--workdir", str(whole)])
+  in_one_process(["run", made, "--workdir", str(whole)])
   assert images_of(work) == images_of(whole)
   assert figures(work) == figures(whole)
+
+
+def test_a_sigterm_to_one_of_those_that_met_ends_both(inputs, tmp_path):
+  work = tmp_path / "w"
+  made = met(inputs, tmp_path, 16, 20_000)
+  process = start(["run", made, "--workdir", str(work)])
+  deadline = time.monotonic() + 200
+  while not all(
+    (work / "shards" / name / "metrics.jsonl").exists()
+    for name in ("00000", "00001")
+  ):
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  os.kill(child(work, 1), signal.SIGTERM)
+  text, _ = process.communicate(timeout=100)
+  assert process.returncode == 75, text
+  for number in (0, 1):
+    assert f"[{number}] dfkt: stopped after step" in text
 
 
 def test_what_the_first_process_refuses_ends_both(inputs, tmp_path):

@@ -6,6 +6,7 @@ Here each of them is played in turn by this one.
 import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -112,6 +113,35 @@ def test_every_image_is_there_once(whole):
   result = json.loads((whole / "result.json").read_text())
   accuracy = result["verifier_accuracy_on_targets"]
   assert accuracy == result["teacher_accuracy_on_targets"]
+
+
+def test_lines_of_an_attempt_that_saved_nothing_are_dropped(
+  teacher, whole, tmp_path
+):
+  work = tmp_path / "w"
+  left = work / "shards" / "00001"
+  left.mkdir(parents=True)
+  (left / "metrics.jsonl").write_text('{"step": 5, "wall": 1.0}\n')
+  config = (whole / "config.json").read_bytes()
+  (work / "config.json").write_bytes(config)
+  cli.main(words(teacher, work))
+  assert outcome(work) == outcome(whole)
+
+
+def test_the_pace_leaves_out_where_a_batch_was_taken_up_again():
+  plan = SimpleNamespace(chunk=2)
+  walls = [5.0, 6.0, 7.0, 40.0, 41.0]  # a start, and a resumption
+  log = [{"step": 2 * i, "wall": wall} for i, wall in enumerate(walls)]
+  pace = synthesize_apart._pace(plan, [log, log])
+  assert pace.rounds_per_second == pytest.approx(1.0)
+  assert pace.wall_seconds == 82.0
+
+
+def test_batches_made_apart_split_no_parameters(teacher, tmp_path, capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main([*words(teacher, tmp_path / "w")[:-1], "data=2,model=2"])
+  assert stop.value.code == 2
+  assert "split no parameters" in capsys.readouterr().err
 
 
 def test_a_verifier_may_take_images_of_another_size(teacher, tmp_path, capsys):

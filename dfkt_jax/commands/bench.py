@@ -58,6 +58,12 @@ class Bench:
     Raises:
       DfktError: settings that describe no run, or a reference that fails.
     """
+    alone = self.workload in ("loops", "pooling", "scaling")
+    if alone and (self.against or self.mesh != "data=1"):
+      raise UsageError(
+        f"dfkt bench {self.workload} takes no --against and no --mesh: leave"
+        " them out"
+      )
     if self.workload in ("loops", "pooling"):
       self._write("records", _shown(console, getattr(design, self.workload)()))
     elif self.workload == "scaling":
@@ -102,6 +108,12 @@ class Bench:
 
 
 def _scaling(settings, console):
+  most = max(scaling.COUNTS)
+  if settings.batch % most:
+    raise UsageError(
+      f"--batch {settings.batch} cannot be split over {most} devices: give a"
+      f" multiple of {most}"
+    )
   # The programs are for CPUs whatever this machine has.
   os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + UNOPTIMISED
   jax.config.update("jax_platforms", "cpu")

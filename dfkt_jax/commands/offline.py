@@ -58,6 +58,13 @@ def _run(config: DistillOffline, options: RunOptions) -> dict:
   for flag, count in counts.items():
     if count < 1:
       raise UsageError(f"{flag} is {count}: give a whole number from 1 up")
+  plain = lambda text: (text or "").removesuffix("/test")
+  if plain(config.transfer_set) == plain(config.eval_dataset):
+    raise UsageError(
+      f"--transfer-set and --eval-dataset are both {config.eval_dataset}:"
+      " evaluate on images that the student does not learn from, such as"
+      " digits/train and digits/test"
+    )
   teacher, card = teachers.load(config.teacher)
   module = models.build(config.student, teacher.spec.classes)
   transfer_set = open_transfer_set(config.transfer_set, teacher.spec)

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import jax
 
-from dfkt_jax import files, parallel, teachers, workdir
+from dfkt_jax import files, parallel, placement, teachers, workdir
 from dfkt_jax.commands import batches, synthesize_apart
 from dfkt_jax.commands.batches import Plan
 from dfkt_jax.commands.checks import check_numbers
@@ -88,6 +88,11 @@ class Synthesize(Generic[M]):
     taken = workdir.claim(options.workdir, settings)
     make = _in_sequence
     if self.apart:
+      if mesh.shape[parallel.MODEL] > 1:
+        raise UsageError(
+          f"--mesh {options.mesh}: batches that are made apart split no"
+          f" parameters: give --mesh {parallel.DATA}=N"
+        )
       mesh = parallel.local(mesh)
       process, _ = parallel.place()
       taken = workdir.share(options.workdir, settings, process)
@@ -96,7 +101,8 @@ class Synthesize(Generic[M]):
       result = workdir.finished(options.workdir)
       if result is not None:
         return result
-      teacher, student = parallel.replicate((teacher, student), mesh)
+      teacher = placement.place(teacher, mesh)
+      student = placement.place(student, mesh) if student else None
       return make(self, plan, options, teacher, student, verifier)
 
 
@@ -152,8 +158,8 @@ def _in_sequence(
   _, pace = drive(
     options,
     title=f"synthesize {type(method).__name__}",
-    state=jax.jit(method.init)(
-      transfers.stream(key, transfers.INIT, 0), teacher, student
+    state=placement.create(
+      method.init, transfers.stream(key, transfers.INIT, 0), teacher, student
     ),
     rounds=plan.layout.shards * plan.chunks,
     advance=advance,

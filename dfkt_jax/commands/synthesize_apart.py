@@ -11,10 +11,14 @@ A batch is made once its shard is in place and the last line of its log is that
 of the finished batch, in this order.
 """
 
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 import shutil
+import statistics
 import time
 from typing import Any
 
@@ -72,7 +76,7 @@ def make(
 
   process, processes = parallel.place()
   missing = set(range(plan.layout.shards))
-  with stop_signals(alone=True) as stopped:
+  with _stops(options) as stopped:
     while True:
       for number in range(process, plan.layout.shards, processes):
         if number not in missing:
@@ -98,6 +102,30 @@ def make(
   if missing:
     return _unfinished(config, plan, len(missing))
   return _finish(config, plan, options)
+
+
+@contextlib.contextmanager
+def _stops(options: RunOptions) -> Iterator[Callable[[int], bool]]:
+  """`stop_signals` of this process, or of any where they have met.
+
+  Those that met have to end together, and what one of them is told reaches the
+  others by a file, WORKDIR/stop, for they have no round in common.
+  """
+  with stop_signals(alone=True) as told:
+    if jax.process_count() == 1:
+      yield told
+      return
+    mark = options.workdir / "stop"
+    if jax.process_index() == 0:
+      mark.unlink(missing_ok=True)
+    parallel.wait("the mark of the last stop is gone")
+
+    def stopped(done):
+      if told(done):
+        mark.touch()
+      return mark.exists()
+
+    yield stopped
 
 
 def _place(options: RunOptions, number: int) -> Path:
@@ -162,10 +190,18 @@ def _joined(logs) -> list[dict[str, Any]]:
 
 
 def _pace(plan, logs) -> Pace:
-  """Over all batches, whoever made them; before a first line it compiles."""
-  steps = sum(log[-1]["step"] - log[0]["step"] for log in logs)
-  seconds = sum(log[-1]["wall"] - log[0]["wall"] for log in logs)
+  """Over all batches, whoever made them.
+
+  Of gaps between lines the median, for before a first line, and where a batch
+  was taken up again, there is compilation in them.
+  """
+  paces = [
+    (after["step"] - before["step"]) / (after["wall"] - before["wall"])
+    for log in logs
+    for before, after in itertools.pairwise(log)
+    if after["wall"] > before["wall"]
+  ]
   return Pace(
     wall_seconds=sum(log[-1]["wall"] for log in logs),
-    rounds_per_second=steps / plan.chunk / seconds if seconds else 0.0,
+    rounds_per_second=statistics.median(paces or [0.0]) / plan.chunk,
   )

@@ -52,6 +52,8 @@ from dfkt_jax.synthesis import arithmetic, micro_batches, targets
 from dfkt_jax.synthesis.contract import Batch
 from dfkt_jax.synthesis.pixel_stages import Stage, State
 
+ROUND = 50  # steps between two log lines of `dfkt synthesize`, at most
+
 
 class Info(NamedTuple):
   """Loss terms before weighting, and their weighted sum."""
@@ -129,6 +131,9 @@ class DeepInversion:
   def stages(self, steps: int) -> list[tuple[Stage, int]]:
     """The half-size and the full-size part of a batch's `steps`."""
     half = round(self.half_size_share * steps)
+    if steps >= 10 * ROUND:
+      # Both stages are then of whole rounds, as steps are logged and saved.
+      half = round(half / ROUND) * ROUND
     stages = [
       Stage(self, steps=half, shrink=2),
       Stage(self, steps=steps - half, first=half),

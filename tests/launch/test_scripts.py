@@ -102,21 +102,28 @@ def test_a_tpu_host_installs_once_and_joins_the_others(fake, tmp_path):
     ".venv/bin/dfkt",
     *WORDS,
   ]
-  assert lines[-2] == ["touch", ".venv/ready"]
   assert any("jax[tpu]" in line for line in lines)
   # Set up already: nothing but the run.
   home = tmp_path / "home"
   (home / "launch").mkdir(parents=True)
   (home / ".venv").mkdir()
-  (home / ".venv" / "ready").touch()
   shutil.copy(LAUNCH / "tpu_worker.sh", home / "launch")
-  again = subprocess.run(
-    ["bash", str(home / "launch" / "tpu_worker.sh"), "--dry-run", *WORDS],
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert [shlex.split(line) for line in again.stdout.splitlines()] == lines[-1:]
+  shutil.copy(LAUNCH.parent / "pyproject.toml", home)
+  ready = home / ".venv" / "ready"
+  with open(home / "pyproject.toml") as wanted, open(ready, "w") as mark:
+    subprocess.run(["cksum"], stdin=wanted, stdout=mark, check=True)
+  script = str(home / "launch" / "tpu_worker.sh")
+
+  def again():
+    words = ["bash", script, "--dry-run", *WORDS]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+  assert again() == lines[-1:]
+  # A commit that wants something else.
+  with open(home / "pyproject.toml", "a") as file:
+    file.write("# another dependency\n")
+  assert again() == lines
 
 
 def test_a_pod_gets_the_committed_code_and_the_words_whole():
@@ -132,10 +139,10 @@ def test_a_pod_gets_the_committed_code_and_the_words_whole():
   assert words[-len(WORDS) - 1].endswith("launch/tpu_worker.sh")
 
 
-def test_a_pod_is_stopped_by_one_of_its_hosts():
+def test_all_hosts_of_a_pod_are_told_to_stop():
   done = bash("tpu_pod.sh", "--stop", "--dry-run", "pod", "us-west4-a")
   (line,) = done.stdout.splitlines()
-  assert "--worker=0" in shlex.split(line)
+  assert "--worker=all" in shlex.split(line)
   assert "pkill -TERM" in line
 
 

@@ -98,6 +98,7 @@ def test_every_run_has_a_folder_of_its_own():
     (("--grid", "rate"), "is not NAME=VALUE"),
     (("--part", "4/3"), "from 1 to N"),
     (("--jobs", "0"), "give 1 or more"),
+    (("--flags", "--set rate=1"), "--flags has --set"),
     (("--jobs", "3", "--each", "GPU=0,1"), "--each has 2 values"),
   ],
 )

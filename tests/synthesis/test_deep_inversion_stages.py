@@ -48,6 +48,11 @@ def test_released_settings_are_2000_steps_at_half_the_size_and_1000():
   assert [s.first for s, _ in stages] == [0, 2000]
 
 
+def test_long_stages_are_of_whole_rounds():
+  stages = contract.stages(IMAGENET, 2000)
+  assert [steps for _, steps in stages] == [1350, 650]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 2 / 3, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_stages_add_up_to_the_steps(share, steps):
