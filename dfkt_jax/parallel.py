@@ -185,8 +185,8 @@ def named_mesh(text: str | None) -> Mesh:
 
 def data_devices() -> int:
   """How many devices a batch is split over; 1 outside a mesh."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else mesh.shape.get(DATA, 1)
+  # `pmap` has a mesh of its own.
+  return jax.sharding.get_abstract_mesh().shape.get(DATA, 1)
 
 
 def split(tree: Any) -> Any:
@@ -195,7 +195,7 @@ def split(tree: Any) -> Any:
   Arrays drawn inside jit are otherwise computed on every device in full. What
   does not divide evenly, and everything outside a mesh, is left alone.
   """
-  if jax.sharding.get_abstract_mesh().empty:
+  if DATA not in jax.sharding.get_abstract_mesh().axis_names:
     return tree
   count = data_devices()
 

@@ -57,7 +57,7 @@ class RunExperiment:
 
   options: RunOptions
   seed: int | None = None  # in place of the experiment's own
-  # FIELD=VALUE words: other fields, such as transfer.kd.lr=0.1 method.sigma=2
+  # FIELD=VALUE words for other fields, such as transfer.kd.lr=0.1
   set: tuple[str, ...] = ()
 
 
