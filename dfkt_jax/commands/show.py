@@ -19,6 +19,8 @@ _DATASETS = {
   "tfds:NAME[/split]": "a prepared TFDS dataset in ArrayRecord form",
 }
 
+MANY_CLASSES, WORST_CLASSES = 100, 10
+
 # Words in the names of figures that are shown in percent.
 _SHARES = ("accuracy", "agreement", "calibration_error", "h_score")
 
@@ -63,7 +65,17 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
   if "agreement" in result:
     lines.append(f"agreement with teacher  {result['agreement']:.2%}")
   console.print("\n".join(lines), highlight=False, markup=False)
-  for index, share in enumerate(result["per_class_accuracy"]):
+  shares = list(enumerate(result["per_class_accuracy"]))
+  if len(shares) > MANY_CLASSES:
+    seen = [(index, share) for index, share in shares if share is not None]
+    shares = sorted(seen, key=lambda pair: pair[1])[:WORST_CLASSES]
+    console.print(
+      f"the {len(shares)} classes of the lowest accuracy, of {len(seen)} with"
+      " images (--json FILE has all):",
+      highlight=False,
+      markup=False,
+    )
+  for index, share in shares:
     name = names[index] if names else str(index)
     shown = "no images" if share is None else f"{share:7.2%}"
     console.print(f"  {name:20s} {shown}", highlight=False, markup=False)
