@@ -38,7 +38,7 @@ COMMANDS = {
   ),
   "offline": (
     *("distill", "offline", "--teacher", "NETWORK", "--student"),
-    *("convnet-half", "--transfer-set", "DATA", "--eval-dataset", "DATA"),
+    *("convnet-half", "--transfer-set", "DATA", "--eval-dataset", "HELD"),
     *SHORT,
   ),
   "adapt": (
@@ -65,6 +65,7 @@ def words(inputs: Path, command: str, work: Path, *flags: str) -> list[str]:
   places = {
     "NETWORK": inputs / "t",
     "DATA": f"npz:{inputs / 'd.npz'}",
+    "HELD": "digits/train[:40]",
     "CACHE": inputs / "cache",
   }
   words = (*COMMANDS[command], *flags, "--workdir", work)

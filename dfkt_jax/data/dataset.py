@@ -23,6 +23,8 @@ class Dataset:
 
 def fit(dataset: Dataset, height: int, width: int, channels: int) -> Dataset:
   """The dataset at another size and number of channels, see `fit_images`."""
+  if dataset.images.shape[1:] == (height, width, channels):
+    return dataset
   images = fit_images(dataset.images, height, width, channels)
   return dataclasses.replace(dataset, images=images)
 
