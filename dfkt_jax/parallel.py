@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 import numpy as np
 
 from dfkt_jax.errors import DfktError, UsageError
@@ -212,16 +212,6 @@ def whole(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec())
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Puts every array of the tree on every device of the mesh."""
-  sharding = NamedSharding(mesh, PartitionSpec())
-  # A put may alias its input (in jax 0.10 even when told not to), which a later
-  # donation would then delete: only a copy on the host is safe.
-  return jax.tree.map(
-    lambda x: jax.device_put(np.array(x), sharding), jax.device_get(tree)
-  )
 
 
 def local(mesh: Mesh) -> Mesh:

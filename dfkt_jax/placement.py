@@ -9,7 +9,7 @@ everywhere.
 
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,6 +18,7 @@ import numpy as np
 from dfkt_jax.network import Network
 from dfkt_jax.parallel import MODEL
 
+T = TypeVar("T")
 LARGE = 2**14  # scalars from which on a parameter is worth splitting
 
 
@@ -29,8 +30,11 @@ def specification(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   return PartitionSpec(*[None] * (len(shape) - 1), MODEL)
 
 
-def place(network: Network, mesh: Mesh) -> Network:
-  """Puts a network of host arrays, the same on every process, on the mesh."""
+def place(tree: T, mesh: Mesh) -> T:
+  """Puts networks on the mesh; they are the same on every process.
+
+  Without a model axis every array is then on every device.
+  """
 
   def put(x):
     # A put may alias its input, which a later donation would then delete.
@@ -39,7 +43,7 @@ def place(network: Network, mesh: Mesh) -> Network:
     piece = lambda index: host[index]
     return jax.make_array_from_callback(host.shape, sharding, piece)
 
-  return jax.tree.map(put, jax.device_get(network))
+  return jax.tree.map(put, jax.device_get(tree))
 
 
 def create(function: Callable[..., Any], *arguments: Any) -> Any:

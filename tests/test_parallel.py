@@ -24,14 +24,6 @@ def test_what_does_not_divide_is_left_alone():
   assert scalar.shape == ()
 
 
-def test_replicated_arrays_survive_the_donation_of_their_source():
-  mesh = parallel.make_mesh(8)
-  source = jnp.arange(4.0)
-  copy = parallel.replicate(source, mesh)
-  jax.jit(lambda x: x + 1, donate_argnums=0)(copy)
-  assert source.tolist() == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize("count", [0, 9, -1])
 def test_devices_that_are_not_there(count):
   with pytest.raises(UsageError, match="8 cpu device"):

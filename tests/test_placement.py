@@ -46,6 +46,14 @@ def test_a_placed_network_survives_the_donation_of_its_copy():
   jax.tree.map(np.testing.assert_array_equal, source, before)
 
 
+def test_replicated_arrays_survive_the_donation_of_their_source():
+  mesh = parallel.make_mesh(8)
+  source = jnp.arange(4.0)
+  copy = placement.place(source, mesh)
+  jax.jit(lambda x: x + 1, donate_argnums=0)(copy)
+  assert source.tolist() == [0, 1, 2, 3]
+
+
 def train(mesh, steps=3, **fields):
   """KD of a wide student on fixed images; its state and the last terms."""
   kd = KD(steps=10, momentum=0.9, **fields)

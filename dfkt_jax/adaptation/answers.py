@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.adaptation.contract import Answers
 from dfkt_jax.network import Network
 
@@ -38,7 +38,7 @@ def make_look(images: np.ndarray, mesh: Mesh) -> Look:
 
   def look(network: Network) -> Answers:
     if jax.process_count() > 1:
-      network = parallel.replicate(parallel.gather(network), here)
+      network = placement.place(parallel.gather(network), here)
     found = []
     with jax.set_mesh(here):
       for first in range(start, start + own, size):

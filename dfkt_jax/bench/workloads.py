@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.bench.latents import LatentGenerator
 from dfkt_jax.distillation import pool as pools
 from dfkt_jax.distillation import transfer as transfers
@@ -129,7 +129,7 @@ def _network(settings, arch, seed) -> Network:
     jax.random.key(seed)
   )
   mesh = jax.sharding.get_mesh()
-  return network if mesh.empty else parallel.replicate(network, mesh)
+  return network if mesh.empty else placement.place(network, mesh)
 
 
 def inversion(settings: Settings, teacher: Network, _: Network) -> Workload:

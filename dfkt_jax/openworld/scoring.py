@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.data.parts import Parts, save
 from dfkt_jax.data.pool import ImagePool
 from dfkt_jax.network import Network
@@ -61,7 +61,7 @@ def score(
   starts = range(0, len(pool), batches * BATCH)
   look = jax.jit(_look)
   mesh = parallel.local(mesh)
-  teacher = parallel.replicate(teacher, mesh)
+  teacher = placement.place(teacher, mesh)
   small, large = [], []
   for part, start in enumerate(starts):
     scores_path = folder / f"{part:05d}.scores.npy"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkt_jax import models, parallel
+from dfkt_jax import models, parallel, placement
 from dfkt_jax import network as net
 from dfkt_jax.adaptation import ada_bn, nrc
 from dfkt_jax.adaptation.aad import AaD
@@ -77,7 +77,7 @@ def run(method, steps, devices=1, same_batch=False):
   init, step, relabel = programs(method, devices)
   mesh = parallel.make_mesh(devices)
   with jax.set_mesh(mesh):
-    source = parallel.replicate(tiny(), mesh)
+    source = placement.place(tiny(), mesh)
     look = make_look(PIXELS, mesh)
     answers = look(source)
     state = init(KEY, source, answers, course)

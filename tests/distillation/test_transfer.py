@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.distillation import transfer as transfers
 from dfkt_jax.distillation.kd import KD
 from dfkt_jax.distillation.transfer import Transfer
@@ -48,7 +48,7 @@ def run(name, rounds, rolled=False, devices=1, warmup=0, state=None, first=0):
   recipe = dataclasses.replace(recipe, warmup_rounds=warmup)
   mesh = parallel.make_mesh(devices)
   with jax.set_mesh(mesh):
-    teacher, student = parallel.replicate((tiny(), tiny(1)), mesh)
+    teacher, student = placement.place((tiny(), tiny(1)), mesh)
     if state is None:
       init = lambda teacher, student: transfers.init(
         KEY, method, recipe, teacher, student
@@ -188,7 +188,7 @@ def test_no_recompilation_after_the_first_round(name):
   method, recipe = METHODS[name]
   mesh = parallel.make_mesh(8)
   with jax.set_mesh(mesh):
-    networks = parallel.replicate((tiny(), tiny(1)), mesh)
+    networks = placement.place((tiny(), tiny(1)), mesh)
     init = lambda *networks: transfers.init(KEY, method, recipe, *networks)
     state = jax.jit(init)(*networks)
     step = transfers.make_round(method, recipe, Loops(rolled=True))

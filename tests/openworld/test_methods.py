@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.data.stream import put
 from dfkt_jax.distillation.kd import KD
 from dfkt_jax.errors import UsageError
@@ -50,7 +50,7 @@ def run(name, count, rolled=False, devices=1):
   method = METHODS[name]
   mesh = parallel.make_mesh(devices)
   with jax.set_mesh(mesh):
-    teacher, student = parallel.replicate((tiny(), tiny(1)), mesh)
+    teacher, student = placement.place((tiny(), tiny(1)), mesh)
     init = lambda t, s: method.init(
       KEY, t, s, STUDY.kd, jnp.asarray(DIRECTIONS)
     )

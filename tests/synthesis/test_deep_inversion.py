@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import classification, image_prior
 from dfkt_jax.models import build
@@ -168,7 +168,7 @@ def test_one_device_equals_eight():
   for devices in (1, 8):
     mesh = parallel.make_mesh(devices)
     with jax.set_mesh(mesh):
-      shared = parallel.replicate(teacher, mesh)
+      shared = placement.place(teacher, mesh)
       state = jax.jit(METHOD.init)(KEY, shared, None)
       moments = state.opt_state[0].mu
       assert len(state.images.sharding.device_set) == devices

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import classification, information, statistics
 from dfkt_jax.models import build, generator
@@ -110,7 +110,7 @@ def test_one_device_equals_eight():
   for devices in (1, 8):
     mesh = parallel.make_mesh(devices)
     with jax.set_mesh(mesh):
-      networks = parallel.replicate((teacher, student), mesh)
+      networks = placement.place((teacher, student), mesh)
       state = jax.jit(METHOD.init)(KEY, *networks)
       step = jax.jit(METHOD.step)
       for index in range(3):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import classification, statistics
 from dfkt_jax.synthesis import micro_batches
@@ -97,7 +97,7 @@ def test_parts_are_split_over_the_devices_without_moving_images():
   for devices in (1, 8):
     mesh = parallel.make_mesh(devices)
     with jax.set_mesh(mesh):
-      shared = parallel.replicate(TEACHER, mesh)
+      shared = placement.place(TEACHER, mesh)
       state = jax.jit(method.init)(KEY, shared, None)
       step = jax.jit(method.step).lower(KEY, state, shared, None).compile()
       text = step.as_text()
