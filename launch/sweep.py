@@ -161,7 +161,8 @@ def _runs(args) -> Iterator[Run]:
   for experiment in args.experiments:
     for settings in itertools.product(*axes):
       for seed in dict.fromkeys(args.seeds):
-        name = "_".join([experiment, *settings, f"seed={seed}"])
+        where = experiment.lstrip("./").replace(":", ".")
+        name = "_".join([where, *settings, f"seed={seed}"])
         yield Run(experiment, settings, seed, args.workdir / _safe(name))
 
 

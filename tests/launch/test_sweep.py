@@ -84,6 +84,15 @@ def test_a_dry_run_has_a_line_a_run(words, capsys, tmp_path):
   assert not (tmp_path / "w").exists()
 
 
+def test_folders_are_named_by_what_is_run_in_them(tmp_path):
+  words = ["./experiments/d.py:dfq", "--workdir", str(tmp_path)]
+  args = sweep._parse([*words, "--grid", "kd.lr=0.1,0.2"])
+  assert [run.workdir.name for run in sweep._runs(args)] == [
+    "experiments-d.py.dfq_kd.lr=0.1_seed=0",
+    "experiments-d.py.dfq_kd.lr=0.2_seed=0",
+  ]
+
+
 def test_every_run_has_a_folder_of_its_own():
   long = ["x" * 300 + end for end in "ab"]
   names = ["a/b_c", "a b_c", "a:b_c", *long]
