@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dfkt_jax import parallel
 from dfkt_jax.errors import UsageError
-from dfkt_jax.models.layers import upsample
+from dfkt_jax.models.upsampled_conv import UpsampledConv
 
 # The released generators draw every weight from N(0, 0.02).
 weight_init = nn.initializers.normal(0.02)
@@ -49,21 +49,19 @@ class Generator(nn.Module):
     )(z)
     x = self._norm("bn0")(x.reshape(z.shape[0], *small))
     for index, width in enumerate(self.widths[1:], 1):
-      x = self._conv(width, f"conv{index}")(upsample(x))
+      x = UpsampledConv(
+        width, weight_init, False, self.dtype, name=f"conv{index}"
+      )(x)
       x = nn.leaky_relu(self._norm(f"bn{index}")(x), 0.2)
-    x = self._conv(channels, "conv_out", bias=True)(x)
-    return nn.sigmoid(x.astype(jnp.float32))
-
-  def _conv(self, width, name, bias=False):
-    return nn.Conv(
-      width,
+    x = nn.Conv(
+      channels,
       (3, 3),
       padding=1,
-      use_bias=bias,
       kernel_init=weight_init,
       dtype=self.dtype,
-      name=name,
-    )
+      name="conv_out",
+    )(x)
+    return nn.sigmoid(x.astype(jnp.float32))
 
   def _norm(self, name):
     return BatchStatisticsNorm(dtype=self.dtype, name=name)

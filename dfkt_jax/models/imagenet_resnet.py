@@ -18,6 +18,7 @@ from dfkt_jax.models.layers import (
   feature,
   head,
   max_pool_3x3,
+  once,
   remat,
 )
 from dfkt_jax.models.resnet import BasicBlock, Shortcut, skip
@@ -44,7 +45,7 @@ class BottleneckBlock(nn.Module):
     y = nn.relu(norm("bn1")(make(self.width, 1, 1, "conv1")(x)))
     y = nn.relu(norm("bn2")(make(self.width, 3, self.stride, "conv2")(y)))
     y = norm("bn3")(make(width, 1, 1, "conv3")(y))
-    return nn.relu(y + skip(x, self, width, norm))
+    return once(nn.relu(y + skip(x, self, width, norm)))
 
 
 class ImageNetResNet(nn.Module):

@@ -13,7 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import batch_norm, conv, feature, relu6, remat
+from dfkt_jax.models.layers import batch_norm, conv, feature, once, relu6, remat
 
 
 class Stage(NamedTuple):
@@ -49,7 +49,7 @@ class InvertedResidual(nn.Module):
       y = relu6(make("expand", inner, 1)(y))
     depthwise = make("depthwise", inner, self.size, self.stride, groups=inner)
     y = make("project", self.width, 1)(relu6(depthwise(y)))
-    return x + y if x.shape == y.shape else y
+    return once(x + y) if x.shape == y.shape else y
 
 
 def inverted_residuals(

@@ -13,7 +13,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import Bottleneck, batch_norm, conv, feature, head
+from dfkt_jax.models.layers import (
+  Bottleneck,
+  batch_norm,
+  conv,
+  feature,
+  head,
+  once,
+)
 
 Shortcut = Literal["pad", "projection"]
 
@@ -32,7 +39,7 @@ class BasicBlock(nn.Module):
     )
     y = nn.relu(norm("bn1")(make(self.stride, "conv1")(x)))
     y = norm("bn2")(make(1, "conv2")(y))
-    return nn.relu(y + skip(x, self, self.width, norm))
+    return once(nn.relu(y + skip(x, self, self.width, norm)))
 
 
 def skip(x, block: Any, width: int, norm: Callable[[str], Any]) -> jax.Array:

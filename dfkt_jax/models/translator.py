@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models.generator import weight_init
-from dfkt_jax.models.layers import upsample
+from dfkt_jax.models.upsampled_conv import UpsampledConv
 
 FACTOR = 4  # two convolutions of stride 2
 
@@ -43,7 +43,9 @@ class Translator(nn.Module):
       inner = _conv(inner, x.shape[-1], f"block{index}_1")
       x = x + InstanceNorm(name=f"block{index}_1_norm")(inner)
     for index in (1, 0):
-      x = _block(upsample(x), self.width * 2**index, f"up{index}")
+      name, width = f"up{index}", self.width * 2**index
+      x = UpsampledConv(width, weight_init, name=name)(x)
+      x = nn.relu(InstanceNorm(name=f"{name}_norm")(x))
     # Its weights begin small: the first images are grey.
     x = _conv(x, images.shape[-1], "out", size=7)
     return 0.5 * (jnp.tanh(x) + 1.0)

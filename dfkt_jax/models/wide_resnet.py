@@ -10,7 +10,14 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import Bottleneck, batch_norm, conv, feature, head
+from dfkt_jax.models.layers import (
+  Bottleneck,
+  batch_norm,
+  conv,
+  feature,
+  head,
+  once,
+)
 
 
 class PreActivationBlock(nn.Module):
@@ -29,7 +36,7 @@ class PreActivationBlock(nn.Module):
     if x.shape[-1] != self.width:
       shortcut = make(1, self.stride, "shortcut_conv")(y)
     y = nn.relu(norm("bn2")(make(3, self.stride, "conv1")(y)))
-    return shortcut + make(3, 1, "conv2")(y)
+    return once(shortcut + make(3, 1, "conv2")(y))
 
 
 class WideResNet(nn.Module):

@@ -4,7 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkt_jax.models import layers
+from dfkt_jax import network as net
+from dfkt_jax.models import layers, resnet
+from dfkt_jax.models.resnet import ResNet
+from dfkt_jax.network import InputSpec
 
 
 def windows(x):
@@ -112,3 +115,43 @@ def test_pooled_conv_begins_as_a_convolution_does():
 
   folded, plain = (Net(folded).init(key, x) for folded in (True, False))
   jax.tree.map(np.testing.assert_array_equal, folded, plain)
+
+
+def test_once_is_the_same_number_and_no_copy_on_a_cpu():
+  x = jnp.array([-2.5, -0.0, 0.0, 1e-30, 3e38], jnp.float32)
+  value, back = jax.vjp(layers.once, x)
+  # As bits, since -0 equals 0.
+  bits = lambda x: np.asarray(x).view(np.int32)
+  np.testing.assert_array_equal(bits(value), bits(x))
+  np.testing.assert_array_equal(back(x)[0], x)
+  assert layers.once(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+  lowered = lambda platform: (
+    jax.jit(layers.once).trace(x).lower(lowering_platforms=(platform,))
+  )
+  # What XLA:CPU makes of it has to keep the root, which is all that it is for.
+  assert "sqrt" in lowered("cpu").compile().as_text()
+  assert "sqrt" not in lowered("cuda").as_text()
+
+
+def most_inputs():
+  """Of the copies that a residual network's weight gradients are made from."""
+  spec = InputSpec(*(8, 8, 3), (0.5,) * 3, (0.5,) * 3, 10)
+  network = net.init(jax.random.key(0), ResNet(10, (3,), 4, "pad"), spec)
+
+  def loss(params, x):
+    return net.train_logits(network.with_params(params), x, None)[0].sum()
+
+  gradient = jax.jit(jax.grad(loss))
+  program = gradient.lower(network.params, jnp.ones((2, 8, 8, 3))).compile()
+  return max(
+    line.partition(" fusion(")[2].partition("), kind")[0].count("%")
+    for line in program.as_text().splitlines()
+    if "transpose_copy_fusion" in line.partition(" = ")[0]
+  )
+
+
+def test_once_keeps_xla_from_computing_blocks_again(monkeypatch):
+  bounded = most_inputs()
+  monkeypatch.setattr(resnet, "once", lambda x: x)
+  # Fails as well when XLA stops doing that by itself, and `once` may go.
+  assert bounded < most_inputs()

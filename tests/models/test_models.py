@@ -106,9 +106,3 @@ def test_generator_refuses_sides_it_cannot_make():
 def test_lenet_refuses_images_it_was_not_made_for():
   with pytest.raises(UsageError, match="28x28 or 32x32, not 8x8"):
     net.init(jax.random.key(0), models.build("lenet5", 10), spec(8))
-
-
-def test_upsample_repeats_pixels():
-  x = jnp.arange(4.0).reshape(1, 2, 2, 1)
-  expected = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
-  np.testing.assert_array_equal(models.generator.upsample(x), expected)
