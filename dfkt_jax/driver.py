@@ -33,7 +33,8 @@ class RunOptions:
   """
 
   workdir: Path  # folder of the run; rerun the same command to resume
-  mesh: str | None = None  # data=N or data=N,model=M devices (default: all)
+  # data=N or data=N,model=M devices (default: all); a CPU is split into as many
+  mesh: str | None = None
   checkpoint_seconds: float = 60.0  # save the state this often
   tensorboard: bool = False  # also write WORKDIR/tensorboard
 

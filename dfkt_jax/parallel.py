@@ -8,6 +8,7 @@ under Explicit ones gathers from a sharded bank do not type-check.
 """
 
 from collections.abc import Mapping
+import contextlib
 import os
 from typing import Any
 
@@ -23,6 +24,8 @@ COORDINATOR = "DFKT_COORDINATOR"  # host:port of process 0
 PROCESSES = "DFKT_PROCESSES"  # how many there are
 PROCESS = "DFKT_PROCESS"  # which of them this is, from 0 up
 CLUSTER = "DFKT_CLUSTER"  # 1: JAX finds all of that out by itself
+MOST_CPU_DEVICES = 1024  # a typo's 20,000 take more than a minute
+CPU_DEVICES_FLAG = "xla_force_host_platform_device_count"
 HEARTBEAT_SECONDS = 30  # after which a process that is not heard of is dead
 
 
@@ -167,6 +170,10 @@ def _mesh(devices, model):
 def named_mesh(text: str | None) -> Mesh:
   """The mesh that --mesh names, such as data=8 or data=4,model=2.
 
+  A CPU is one device to JAX, and is split into as many as are named, unless the
+  environment or JAX's configuration says into how many. To be called before JAX
+  computes anything: after that it stays as it is.
+
   Raises:
     UsageError: it names none, or one that the devices do not make up.
   """
@@ -180,7 +187,24 @@ def named_mesh(text: str | None) -> Mesh:
         " numbers of devices"
       )
     sizes[name] = int(size)
+  _split_cpu(sizes.get(DATA, 1) * sizes.get(MODEL, 1))
   return make_mesh(**sizes)
+
+
+def _split_cpu(count):
+  """Has JAX's CPU backend, where it has not begun, come up as `count` devices.
+
+  Where there are GPUs or TPUs the mesh is of those, and this changes nothing.
+  """
+  # JAX_NUM_CPU_DEVICES sets it too.
+  configured = jax.config.jax_num_cpu_devices != -1  # type: ignore
+  said = configured or CPU_DEVICES_FLAG in os.environ.get("XLA_FLAGS", "")
+  # The devices of several processes are what their launcher makes them.
+  if count <= 1 or said or jax.distributed.is_initialized():
+    return
+  # Too late: `make_mesh` says how many there are.
+  with contextlib.suppress(RuntimeError):
+    jax.config.update("jax_num_cpu_devices", min(count, MOST_CPU_DEVICES))
 
 
 def data_devices() -> int:

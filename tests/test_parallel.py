@@ -1,9 +1,48 @@
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from dfkt_jax import parallel
 from dfkt_jax.errors import UsageError
+from tests.networks import save_tiny
+
+# Prints how many devices there are once a mesh has been named.
+STOP_AT_THE_MESH = """
+import sys, jax
+from dfkt_jax import cli, parallel
+
+def make_mesh(**sizes):
+  print(len(jax.devices()))
+  sys.exit()
+
+parallel.make_mesh = make_mesh
+cli.main(sys.argv[1:])
+"""
+
+
+def fresh(code, *words, **environment):
+  """Runs Python where nobody has said how many devices a CPU is."""
+  kept = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+  flags = [
+    flag
+    for flag in os.environ.get("XLA_FLAGS", "").split()
+    if parallel.CPU_DEVICES_FLAG not in flag
+  ]
+  kept |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+  done = subprocess.run(
+    [sys.executable, *code, *map(str, words)],
+    env={**kept, **environment},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
 
 
 def test_noise_drawn_inside_jit_is_split():
@@ -68,6 +107,78 @@ def test_a_mesh_that_cannot_be_read(text):
 def test_a_mesh_of_devices_that_are_not_there(text):
   with pytest.raises(UsageError, match=r"8 cpu device\(s\)"):
     parallel.named_mesh(text)
+
+
+@pytest.mark.parametrize(
+  ("text", "sizes"), [("data=3", (3, 1)), ("data=2,model=2", (2, 2))]
+)
+def test_a_cpu_is_split_into_the_devices_that_are_named(text, sizes):
+  found = fresh(
+    ["-c"],
+    "from dfkt_jax import parallel; import jax;"
+    f"mesh = parallel.named_mesh({text!r});"
+    "x = jax.device_put(0.0, jax.NamedSharding(mesh, jax.P()));"
+    "print((*mesh.devices.shape, len(x.devices()), len(jax.devices())))",
+  )
+  count = sizes[0] * sizes[1]
+  assert found.strip() == str((*sizes, count, count))
+
+
+REFUSED = """
+from dfkt_jax import parallel
+from dfkt_jax.errors import UsageError
+try:
+  parallel.named_mesh("data=3")
+except UsageError as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize(
+  ("before", "environment", "count"),
+  [
+    ("import jax; jax.devices()", {}, 1),
+    ("", {"JAX_NUM_CPU_DEVICES": "2"}, 2),
+    ("", {"XLA_FLAGS": f"--{parallel.CPU_DEVICES_FLAG}=2"}, 2),
+  ],
+  ids=["too late", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS"],
+)
+def test_a_cpu_is_left_as_it_is(before, environment, count):
+  said = fresh(["-c"], before + REFUSED, **environment)
+  assert f"--mesh data=3: this machine has {count} cpu device(s)" in said
+
+
+def test_more_devices_than_anyone_has_are_refused_at_once():
+  said = fresh(["-c"], REFUSED.replace("data=3", "data=99999999999"))
+  assert "this machine has 1024 cpu device(s)" in said
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "distill noise --teacher {t} --student convnet-half",
+    "distill offline --teacher {t} --student convnet-half"
+    " --transfer-set digits/train",
+    "distill random --teacher {t} --student convnet-half"
+    " --pool digits/train --pool-cache {c}",
+    "synthesize deep-inversion --teacher {t}",
+    "adapt tent --source {t} --target digits/train --pool-cache {c}",
+    "teacher train --arch convnet-half --dataset digits/train",
+    "run experiments/digits.py:noise",
+  ],
+)
+def test_a_command_names_its_mesh_before_jax_computes(tmp_path, words):
+  save_tiny(tmp_path / "t")
+  words = words.format(t=tmp_path / "t", c=tmp_path / "c").split()
+  flags = ("--workdir", tmp_path / "w", "--mesh", "data=2")
+  found = fresh(["-c"], STOP_AT_THE_MESH, *words, *flags)
+  assert found.split()[-1] == "2"
+
+
+def test_a_benchmark_on_a_cpu_that_is_split():
+  words = "bench distill --batch 4 --steps 1 --mesh data=2"
+  record = json.loads(fresh(["-m", "dfkt_jax"], *words.split()))
+  assert record["devices"] == 2
 
 
 def test_a_mesh_is_in_the_order_of_processes_whatever_jax_lists(monkeypatch):

@@ -68,6 +68,7 @@ def _run(config: Adapt, options: RunOptions) -> dict:
       f"--class-map {config.class_map} maps the classes of --eval-dataset, and"
       " there is none: give one, or leave it out"
     )
+  mesh = parallel.named_mesh(options.mesh)
   source, card = teachers.load(config.source)
   dataset = evaluation.load(config.eval_dataset, source, config.class_map)
   settings = {
@@ -83,7 +84,6 @@ def _run(config: Adapt, options: RunOptions) -> dict:
   pool = open_pool(config.target, source.spec.shape, cache, say=_say)
   course = _course(config, pool)
   labels = _target_labels(config, pool)
-  mesh = parallel.named_mesh(options.mesh)
   with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
     source = placement.place(source, mesh)
     judge = _Judge(source, dataset, config) if dataset else None

@@ -51,6 +51,7 @@ class Distill(Generic[M]):
 def _run(config: Distill, options: RunOptions) -> dict:
   # All that can be refused is refused before anything is written.
   check_numbers(config)
+  mesh = parallel.named_mesh(options.mesh)
   teacher, card = teachers.load(config.teacher)
   spec = teacher.spec
   init = functools.partial(
@@ -60,7 +61,6 @@ def _run(config: Distill, options: RunOptions) -> dict:
   key = jax.random.key(config.seed)
   jax.eval_shape(init, key, teacher)
   dataset = evaluation.load(config.eval_dataset, teacher)
-  mesh = parallel.named_mesh(options.mesh)
   settings = {
     "command": "distill",
     **workdir.settings(config),

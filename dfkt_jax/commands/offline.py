@@ -65,12 +65,12 @@ def _run(config: DistillOffline, options: RunOptions) -> dict:
       " evaluate on images that the student does not learn from, such as"
       " digits/train and digits/test"
     )
+  mesh = parallel.named_mesh(options.mesh)
   teacher, card = teachers.load(config.teacher)
   module = models.build(config.student, teacher.spec.classes)
   transfer_set = open_transfer_set(config.transfer_set, teacher.spec)
   _check(method, transfer_set, teacher.spec)
   dataset = evaluation.load(config.eval_dataset, teacher)
-  mesh = parallel.named_mesh(options.mesh)
   settings = {
     "command": "distill",
     **workdir.settings(config),

@@ -70,6 +70,7 @@ class DistillOpenWorld(Generic[M]):
 def _run(config: DistillOpenWorld, options: RunOptions) -> dict:
   check_numbers(config)
   _check_study(config)
+  mesh = parallel.named_mesh(options.mesh)
   teacher, card = teachers.load(config.teacher)
   module = models.build(config.student, teacher.spec.classes)
   init = functools.partial(_init, config, module)
@@ -91,7 +92,6 @@ def _run(config: DistillOpenWorld, options: RunOptions) -> dict:
   say = print if jax.process_index() == 0 else lambda text: None
   cache = config.pool_cache.expanduser()
   pool = open_pool(config.pool, teacher.spec.shape, cache, say=say)
-  mesh = parallel.named_mesh(options.mesh)
   scores = scoring.score(pool, teacher, card, mesh, say)
   chosen = _select(config, options, pool, scores)
   with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):

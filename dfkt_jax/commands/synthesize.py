@@ -60,6 +60,7 @@ class Synthesize(Generic[M]):
       raise UsageError(f"--num-images is {self.num_images}: give 1 or more")
     if self.steps is not None and self.steps < 1:
       raise UsageError(f"--steps is {self.steps}: give 1 or more")
+    mesh = parallel.named_mesh(options.mesh)
     teacher, _ = teachers.load(self.teacher)
     student = teachers.load(self.student)[0] if self.student else None
     verifier = teachers.load(self.verifier)[0] if self.verifier else None
@@ -79,7 +80,6 @@ class Synthesize(Generic[M]):
         " --steps 1000"
       )
     shards.require()
-    mesh = parallel.named_mesh(options.mesh)
     settings = {
       "command": "synthesize",
       **workdir.settings(self),

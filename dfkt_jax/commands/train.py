@@ -57,13 +57,13 @@ class TrainTeacher:
   def run(self, options: RunOptions) -> dict:
     """Runs to the end, or resumes; the contents of result.json."""
     check_numbers(self)
+    mesh = parallel.named_mesh(options.mesh)
     settings = {"command": "teacher train", **workdir.settings(self)}
     train_set = open_examples(self.dataset) or data.load(self.dataset)
     held_out = data.load(self.eval_dataset) if self.eval_dataset else None
     spec = input_spec(train_set)
     module = models.build(self.arch, spec.classes)
     check(self.recipe, train_set)
-    mesh = parallel.named_mesh(options.mesh)
     with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
       result = workdir.finished(options.workdir)
       if result is not None:
