@@ -124,6 +124,7 @@ def ratio(
     "torch_layout": best.layout,
     "torch_compile": best.compile,
     "threads": first["threads"],
+    "devices": first["devices"],
   }
 
 

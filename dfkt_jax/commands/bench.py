@@ -46,7 +46,7 @@ class Bench:
     ]
   ]
   settings: Settings = Settings()
-  mesh: str = "data=1"  # data=N devices
+  mesh: str = "data=1"  # data=N devices; a CPU is split into as many
   against: Literal["torch"] | None = None  # alternates with PyTorch
   reference: Path | None = None  # default: $DFKT_TORCH_REFERENCE, or ../shared
   repeats: int = 3  # of both sides
@@ -81,16 +81,18 @@ class Bench:
 
   def _race(self, console):
     reference = against.find_reference(self.reference)
-    if self.mesh != "data=1":
-      raise UsageError(
-        f"--mesh is {self.mesh} and the PyTorch reference has one device: leave"
-        " --mesh out with --against torch"
-      )
     if self.repeats < 1:
       raise UsageError(f"--repeats is {self.repeats}: give 1 or more")
     # Two frameworks share the device's memory, and ours would take most of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    mesh = parallel.make_mesh(1)
+    mesh = parallel.named_mesh(self.mesh)
+    platform = mesh.devices.flat[0].platform
+    # Those of a CPU are the processors that PyTorch's threads have.
+    if mesh.size > 1 and platform != "cpu":
+      raise UsageError(
+        f"--mesh {self.mesh} is {mesh.size} {platform} devices and the PyTorch"
+        " reference has one: leave --mesh out with --against torch"
+      )
     race = against.race(
       self._names(), self.settings, mesh, reference, self.repeats
     )

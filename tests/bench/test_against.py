@@ -3,7 +3,9 @@
 import io
 import json
 import sys
+import types
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -31,7 +33,7 @@ print(json.dumps({
 
 def say(*speeds):
   common = dict(workload="distill", arch="resnet20", batch=16, device="cpu")
-  common |= dict(precision="f32", device_kind="cpu", threads=2)
+  common |= dict(precision="f32", device_kind="cpu", threads=2, devices=1)
   return [{**common, "images_per_second": speed} for speed in speeds]
 
 
@@ -57,7 +59,8 @@ def test_on_a_gpu_there_are_two_races():
 
 
 @pytest.mark.usefixtures("small")
-def test_ours_and_theirs_alternate(tmp_path, monkeypatch):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_ours_and_theirs_alternate(tmp_path, monkeypatch, devices):
   reference = tmp_path / "reference.py"
   reference.write_text(REFERENCE)
   monkeypatch.setattr(against, "find_reference", lambda given: given)
@@ -66,6 +69,7 @@ def test_ours_and_theirs_alternate(tmp_path, monkeypatch):
     *("inversion", SETTINGS),
     against="torch",
     reference=reference,
+    mesh=f"data={devices}",
     repeats=2,
     json=tmp_path / "ratios.json",
   ).run(console)
@@ -77,6 +81,8 @@ def test_ours_and_theirs_alternate(tmp_path, monkeypatch):
   (ratio,) = json.loads((tmp_path / "ratios.json").read_text())["ratios"]
   ours = sorted(r["images_per_second"] for r in records[::3])
   assert ratio["workload"] == "inversion"
+  assert records[0]["devices"] == records[3]["devices"] == devices
+  assert ratio["devices"] == devices
   assert ratio["torch_layout"] == "contiguous"
   assert ratio["min"] == pytest.approx(ours[0] / 50, rel=0.01)
   assert ratio["max"] == pytest.approx(ours[1] / 50, rel=0.01)
@@ -104,14 +110,20 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     against.find_reference(missing)
 
 
-@pytest.mark.parametrize(
-  ("flag", "settings"),
-  [("--mesh", {"mesh": "data=2"}), ("--repeats", {"repeats": 0})],
-)
-def test_what_makes_no_race(tmp_path, monkeypatch, flag, settings):
+def test_a_race_of_no_repeats(monkeypatch):
   monkeypatch.setattr(against, "find_reference", lambda given: given)
-  command = Bench("all", SETTINGS, against="torch", **settings)
-  with pytest.raises(UsageError, match=flag):
+  command = Bench("all", SETTINGS, against="torch", repeats=0)
+  with pytest.raises(UsageError, match="--repeats"):
+    command.run(Console())
+
+
+def test_a_race_of_several_gpus_against_one(monkeypatch):
+  gpus = np.array([[types.SimpleNamespace(platform="gpu")]] * 2)
+  mesh = types.SimpleNamespace(devices=gpus, size=2)
+  monkeypatch.setattr(parallel, "named_mesh", lambda text: mesh)
+  monkeypatch.setattr(against, "find_reference", lambda given: given)
+  command = Bench("all", SETTINGS, against="torch", mesh="data=2")
+  with pytest.raises(UsageError, match="--mesh data=2 is 2 gpu devices .* one"):
     command.run(Console())
 
 
