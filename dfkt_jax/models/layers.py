@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dfkt_jax.models import few_channels
 from dfkt_jax.models.norm import BatchNorm, keep_latest
 
 BOTTLENECK = "bottleneck"
@@ -45,6 +46,7 @@ def conv(
     use_bias=bias,
     kernel_init=he_normal,
     dtype=dtype,
+    conv_general_dilated=few_channels.conv_general_dilated,
     name=name,
   )
 

@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfkt_jax.models import few_channels
+
+NUMBERS = few_channels.NUMBERS
+
+
+def arrays(batch, height, width, inputs, outputs):
+  keys = jax.random.split(jax.random.key(0), 3)
+  return (
+    jax.random.normal(keys[0], (batch, height, width, inputs)),
+    jax.random.normal(keys[1], (3, 3, inputs, outputs)),
+    jax.random.normal(keys[2], (batch, height, width, outputs)),
+  )
+
+
+def answers(conv, x, kernel, dy, **settings):
+  """The convolution and its gradients."""
+
+  def apply(x, kernel):
+    call = lambda x, kernel: conv(
+      x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS, **settings
+    )
+    y, back = jax.vjp(call, x, kernel)
+    return y, back(dy)
+
+  return jax.jit(apply)(x, kernel)
+
+
+@pytest.mark.parametrize(
+  ("inputs", "outputs", "count"),
+  [(3, 16, 4), (16, 3, 4), (16, 16, 2), (3, 64, 2), (16, 32, 1), (1, 8, 1)],
+)
+def test_it_is_the_convolution_and_its_gradients(inputs, outputs, count):
+  x, kernel, dy = arrays(2, 5, 8, inputs, outputs)
+  assert few_channels.columns(x.shape, kernel.shape) == count
+  found = answers(few_channels.conv_general_dilated, x, kernel, dy)
+  expected = answers(jax.lax.conv_general_dilated, x, kernel, dy)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    found,
+    expected,
+  )
+
+
+def test_columns_that_cannot_be_paired_are_made_one_by_one():
+  assert few_channels.columns((2, 5, 7, 16), (3, 3, 16, 16)) == 1
+  assert few_channels.columns((2, 5, 6, 16), (3, 3, 16, 16)) == 2
+
+
+def test_groups_and_strides_are_left_to_jax():
+  x, kernel, _ = arrays(2, 6, 8, 4, 8)
+  conv = lambda convolve, *args, **settings: convolve(
+    *args, dimension_numbers=NUMBERS, **settings
+  )
+  for strides, groups in (((2, 2), 1), ((1, 1), 2)):
+    args = (x, kernel[:, :, : 4 // groups], strides, ((1, 1), (1, 1)))
+    np.testing.assert_array_equal(
+      *(
+        conv(convolve, *args, feature_group_count=groups)
+        for convolve in (
+          few_channels.conv_general_dilated,
+          jax.lax.conv_general_dilated,
+        )
+      )
+    )
+
+
+def test_only_a_cpu_does_more_arithmetic_than_it_has_to():
+  x, kernel, _ = arrays(2, 4, 8, 16, 16)
+  conv = lambda x, kernel: few_channels.conv_general_dilated(
+    x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS
+  )
+  lowered = lambda platform: (
+    jax.jit(conv).trace(x, kernel).lower(lowering_platforms=(platform,))
+  )
+  assert "tensor<3x4x16x32xf32>" in lowered("cpu").as_text()
+  assert "tensor<3x4x16x32xf32>" not in lowered("cuda").as_text()
+
+
+def test_a_gradient_of_a_gradient():
+  x, kernel, dy = arrays(1, 4, 4, 4, 4)
+
+  def penalty(convolve):
+    y = lambda x: convolve(
+      x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS
+    )
+    slope = jax.grad(lambda x: jnp.square(y(x) * dy).sum())
+    return jax.jit(jax.grad(lambda x: jnp.square(slope(x)).sum()))(x)
+
+  np.testing.assert_allclose(
+    penalty(few_channels.conv_general_dilated),
+    penalty(jax.lax.conv_general_dilated),
+    rtol=1e-3,
+  )
