@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import jax
 from tyro.conf import Positional
 
-from dfkt_jax import data, evaluate, files, teachers
+from dfkt_jax import data, evaluate, files, parallel, placement, teachers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +44,22 @@ class Evaluate:
   network: Positional[Path]  # directory
   dataset: str  # labelled images, see 'dfkt list datasets'
   teacher: Path | None = None  # another network, to report agreement with
+  mesh: str | None = None  # data=N devices to share the images (default: all)
   json: Path | None = None  # also write the figures to this file
 
   def run(self) -> dict:
     """The figures; shares are in [0, 1]."""
+    mesh = parallel.named_mesh(self.mesh)
     network, card = teachers.load(self.network)
     teacher = teachers.load(self.teacher)[0] if self.teacher else None
     spec = network.spec
     dataset = data.load(self.dataset, (spec.height, spec.width), spec.crop)
+    with jax.set_mesh(mesh):
+      found = evaluate.evaluate(
+        placement.place(network, mesh),
+        dataset,
+        placement.place(teacher, mesh) if teacher else None,
+      )
     result = {
       "network": str(self.network),
       "arch": card.arch,
@@ -58,7 +67,7 @@ class Evaluate:
       "dataset_shape": list(dataset.images.shape[1:]),
       "network_shape": list(spec.shape),
       "class_names": list(spec.class_names),
-      **evaluate.evaluate(network, dataset, teacher),
+      **found,
     }
     if self.json:
       files.write_json(self.json, result)
