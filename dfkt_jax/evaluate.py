@@ -64,7 +64,9 @@ def make_predict() -> Callable[[Network, np.ndarray], np.ndarray]:
 
   def predict(network, images, batch_size=512):
     labels = np.zeros(len(images), np.int32)
-    size = min(batch_size, len(images))
+    # As many as the devices can share evenly.
+    devices = parallel.data_devices()
+    size = devices * -(-min(batch_size, len(images)) // devices)
     answers = [
       np.asarray(forward(network, batch))[mask]
       for batch, _, mask in data.padded_batches(images, labels, size)

@@ -172,7 +172,7 @@ def named_mesh(text: str | None) -> Mesh:
 
   A CPU is one device to JAX, and is split into as many as are named, unless the
   environment or JAX's configuration says into how many. To be called before JAX
-  computes anything: after that it stays as it is.
+  computes anything: after that a CPU has the devices that it has.
 
   Raises:
     UsageError: it names none, or one that the devices do not make up.

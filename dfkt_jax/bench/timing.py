@@ -83,7 +83,8 @@ def count_flops(pieces: Iterable[Piece]) -> float:
   """Of one step on all devices together.
 
   Counted by XLA in the program as traced, before it is optimised: what the
-  algorithm asks for, and nothing that a compiler adds or finds needless.
+  algorithm asks for, and nothing that a compiler adds or finds needless. On a
+  CPU the zeros of `models.few_channels` are counted, 8 % of a ResNet-20.
   """
 
   def flops(piece):

@@ -44,7 +44,8 @@ class Evaluate:
   network: Positional[Path]  # directory
   dataset: str  # labelled images, see 'dfkt list datasets'
   teacher: Path | None = None  # another network, to report agreement with
-  mesh: str | None = None  # data=N devices to share the images (default: all)
+  # data=N devices that share the images (default: all); a CPU is split into N
+  mesh: str | None = None
   json: Path | None = None  # also write the figures to this file
 
   def run(self) -> dict:

@@ -1,5 +1,7 @@
+import jax
 import pytest
 
+from dfkt_jax import parallel
 from dfkt_jax.commands.networks import Evaluate
 from dfkt_jax.errors import UsageError
 from dfkt_jax.network import InputSpec
@@ -8,13 +10,22 @@ from tests.networks import save_tiny
 SPEC = InputSpec(*(8, 8, 1), (0.5,), (0.5,), 10)
 
 
-def test_an_evaluation_is_the_same_on_any_mesh(tmp_path):
+def test_an_evaluation_is_the_same_on_any_mesh(tmp_path, monkeypatch):
   place = tmp_path / "network"
   save_tiny(place, SPEC)
+  batches = set()
+
+  def split(images):
+    batches.add((parallel.data_devices(), len(images)))
+    return images
+
+  monkeypatch.setattr(parallel, "split", split)
   found = [
     Evaluate(place, "digits/test", teacher=place, mesh=mesh).run()
-    for mesh in ("data=1", "data=4", None)
+    for mesh in ("data=1", "data=3", None)
   ]
+  # Whatever the 500 images of the set are, devices can share a batch evenly.
+  assert batches == {(1, 500), (3, 501), (jax.device_count(), 504)}
   for name in ("accuracy", "negative_log_likelihood", "calibration_error"):
     figures = [one[name] for one in found]
     assert figures == pytest.approx([figures[0]] * 3, abs=1e-5)

@@ -49,6 +49,7 @@ def test_it_is_the_convolution_and_its_gradients(inputs, outputs, count):
 def test_columns_that_cannot_be_paired_are_made_one_by_one():
   assert few_channels.columns((2, 5, 7, 16), (3, 3, 16, 16)) == 1
   assert few_channels.columns((2, 5, 6, 16), (3, 3, 16, 16)) == 2
+  assert few_channels.columns((2, 5, 14, 3), (3, 3, 3, 16)) == 2
 
 
 def test_groups_and_strides_are_left_to_jax():
