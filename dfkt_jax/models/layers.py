@@ -168,7 +168,7 @@ def once(x: jax.Array) -> jax.Array:
 
   XLA copies arithmetic that it holds to be cheap into whatever reads it. Along
   a chain of residual blocks that is all blocks before, and in weight gradients
-  it is read against the grain of memory: a quarter of a ResNet-20's step
+  it is read against the grain of memory: a fifth of a ResNet-20's step
   (docs/performance.md). A square root is not cheap, so it is not copied. On
   other devices nothing is added. An infinity becomes a NaN.
   """

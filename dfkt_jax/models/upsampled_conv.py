@@ -23,10 +23,9 @@ class UpsampledConv(nn.Module):
   input of four times the size in memory. The numbers are the same but for the
   order in which they are added up.
 
-  Between devices the gradients of those kernels travel, 16/9 of the bytes. Four
-  convolutions, as the gradient of a single one with four times the
-  channels is taken over one row and column more, for which XLA:CPU has only a
-  naive loop (docs/performance.md).
+  They are four convolutions, and not one with four times the channels, because
+  the gradient of that one is slow on a CPU (docs/performance.md). Between
+  devices the gradients of the four kernels travel, 16/9 of the bytes.
   """
 
   width: int
