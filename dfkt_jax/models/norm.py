@@ -3,6 +3,7 @@
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 
@@ -31,10 +32,23 @@ class BatchNorm(nn.BatchNorm):
   @nn.compact
   def __call__(self, x, use_running_average=None, **kwargs):
     if self.is_mutable_collection("bn_inputs") and not self.is_initializing():
-      x32 = x.astype(jnp.float32)
-      axes = tuple(range(x.ndim - 1))
-      keep_latest(self, "bn_inputs", "mean", x32.mean(axes))
-      keep_latest(self, "bn_inputs", "var", x32.var(axes))
+      mean, variance = self._of_input(x.astype(jnp.float32))
+      keep_latest(self, "bn_inputs", "mean", mean)
+      keep_latest(self, "bn_inputs", "var", variance)
     return super().__call__(
       x, use_running_average=use_running_average, **kwargs
     )
+
+  def _of_input(self, x):
+    """Mean and variance, from one look at x.
+
+    var[x] = E[(x - c)^2] - (E[x] - c)^2, with the running mean as c, lest the
+    two be large and alike. The textbook's variance needs the mean before it
+    begins, and in its gradient a sum over x that comes to nothing.
+    """
+    near = jax.lax.stop_gradient(self.get_variable("batch_stats", "mean"))
+    axes = tuple(range(x.ndim - 1))
+    away = x - jnp.expand_dims(near, axes)
+    mean = away.mean(axes)
+    square = (away * away).mean(axes)
+    return near + mean, jnp.maximum(square - mean * mean, 0.0)

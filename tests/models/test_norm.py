@@ -39,6 +39,39 @@ def test_statistics_are_those_of_the_input():
   np.testing.assert_allclose(layer["var"], x.var((0, 1, 2)), rtol=1e-5)
 
 
+def test_a_small_variance_far_from_zero():
+  """Where E[x^2] - E[x]^2 has no digit left, but for the running mean."""
+  x = 1000 + 0.1 * jax.random.normal(jax.random.key(0), (64, 8, 8, 3))
+  norm = BatchNorm(use_running_average=True)
+  variables = norm.init(jax.random.key(0), x)
+  stored = {"mean": jnp.full(3, 1000.2), "var": jnp.ones(3)}
+  _, found = norm.apply(
+    {**variables, "batch_stats": stored}, x, mutable=["bn_inputs"]
+  )
+  exact = np.asarray(x, np.float64)
+  axes = (0, 1, 2)
+  taps = found["bn_inputs"]
+  np.testing.assert_allclose(taps["var"], exact.var(axes), rtol=1e-4)
+  np.testing.assert_allclose(taps["mean"], exact.mean(axes), rtol=1e-6)
+
+
+def test_the_gradient_of_mean_and_variance():
+  x = jax.random.normal(jax.random.key(0), (5, 4, 4, 3)) + 0.5
+  norm = BatchNorm(use_running_average=True)
+  variables = norm.init(jax.random.key(0), x)
+
+  def taps(x):
+    found = norm.apply(variables, x, mutable=["bn_inputs"])[1]["bn_inputs"]
+    return found["mean"].sum() + (found["var"] ** 2).sum()
+
+  def textbook(x):
+    return x.mean((0, 1, 2)).sum() + (x.var((0, 1, 2)) ** 2).sum()
+
+  np.testing.assert_allclose(
+    jax.grad(taps)(x), jax.grad(textbook)(x), rtol=1e-4, atol=1e-6
+  )
+
+
 def test_logits_do_not_depend_on_being_watched():
   network = tiny()
   logits, _ = net.statistics(network, IMAGES)
