@@ -37,6 +37,7 @@ where the released code has apex's fp16.
 import dataclasses
 from typing import ClassVar, Literal, NamedTuple
 
+from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 import jax
 import jax.numpy as jnp
@@ -200,7 +201,7 @@ class DeepInversion:
     """What of the pixels the networks and the image prior see in this step."""
     roll_key, flip_key = jax.random.split(key)
     if shrink > 1:
-      x = _average_squares(x, shrink)
+      x = nn.avg_pool(x, (shrink, shrink), (shrink, shrink))
     jitter = self.jitter // shrink
     if jitter:
       roll = augment.jitter_each if self.jitter_each else augment.jitter
@@ -306,13 +307,6 @@ class DeepInversion:
 
   def _arranged(self, network):
     return arithmetic.arranged(network, self.precision, self.remat)
-
-
-def _average_squares(x, side):
-  """[b, side h, side w, c] -> [b, h, w, c], each square of pixels its mean."""
-  b, h, w, c = x.shape
-  squares = x.reshape(b, h // side, side, w // side, side, c)
-  return squares.mean((2, 4))
 
 
 # As released for a ResNet-50 and 224 pixels, 2,000 steps at 112 and then 1,000:
