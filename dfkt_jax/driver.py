@@ -33,7 +33,7 @@ class RunOptions:
   """
 
   workdir: Path  # folder of the run; rerun the same command to resume
-  # data=N or data=N,model=M devices (default: all); a CPU is split into as many
+  # data=N or data=N,model=M devices (default: all; a CPU is split into two)
   mesh: str | None = None
   checkpoint_seconds: float = 60.0  # save the state this often
   tensorboard: bool = False  # also write WORKDIR/tensorboard

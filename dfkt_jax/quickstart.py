@@ -44,7 +44,8 @@ TRANSFER = Transfer(
 
 def run(workdir: Path, seed: int) -> tuple[list[dict], Path]:
   """Runs all parts; the comparison, one row a network, and the report."""
-  options = lambda name: RunOptions(workdir / name)
+  # Steps on 8x8 images are too short to be shared out on a CPU.
+  options = lambda name: RunOptions(workdir / name, mesh="data=1")
   with_data = lambda arch: TrainTeacher(
     RECIPE, arch, TRAIN, HELD_OUT, seed=seed
   )

@@ -124,6 +124,29 @@ def test_a_cpu_is_split_into_the_devices_that_are_named(text, sizes):
   assert found.strip() == str((*sizes, count, count))
 
 
+@pytest.mark.parametrize(
+  ("processors", "text", "environment", "count"),
+  [
+    (1, None, {}, 1),
+    (2, None, {}, 2),
+    (16, None, {}, 2),
+    (16, "data=1", {}, 1),
+    (16, None, {"JAX_NUM_CPU_DEVICES": "3"}, 3),
+  ],
+)
+def test_a_cpu_is_two_devices_where_nobody_says(
+  processors, text, environment, count
+):
+  found = fresh(
+    ["-c"],
+    "from dfkt_jax import parallel;"
+    f"parallel.processors = lambda: {processors};"
+    f"print(parallel.named_mesh({text!r}).size)",
+    **environment,
+  )
+  assert int(found) == count
+
+
 REFUSED = """
 from dfkt_jax import parallel
 from dfkt_jax.errors import UsageError
@@ -165,20 +188,25 @@ def test_more_devices_than_anyone_has_are_refused_at_once():
     "adapt tent --source {t} --target digits/train --pool-cache {c}",
     "teacher train --arch convnet-half --dataset digits/train",
     "run experiments/digits.py:noise",
+    "evaluate {t} --dataset digits/test",
   ],
 )
 def test_a_command_names_its_mesh_before_jax_computes(tmp_path, words):
   save_tiny(tmp_path / "t")
   words = words.format(t=tmp_path / "t", c=tmp_path / "c").split()
-  flags = ("--workdir", tmp_path / "w", "--mesh", "data=2")
-  found = fresh(["-c"], STOP_AT_THE_MESH, *words, *flags)
-  assert found.split()[-1] == "2"
+  flags = () if words[0] == "evaluate" else ("--workdir", tmp_path / "w")
+  found = fresh(["-c"], STOP_AT_THE_MESH, *words, *flags, "--mesh", "data=3")
+  assert found.split()[-1] == "3"
 
 
-def test_a_benchmark_on_a_cpu_that_is_split():
-  words = "bench distill --batch 4 --steps 1 --mesh data=2"
+@pytest.mark.parametrize(
+  ("flags", "count"),
+  [("", min(2, parallel.processors())), ("--mesh data=4", 4)],
+)
+def test_a_benchmark_on_a_cpu_that_is_split(flags, count):
+  words = f"bench distill --batch 4 --steps 1 {flags}"
   record = json.loads(fresh(["-m", "dfkt_jax"], *words.split()))
-  assert record["devices"] == 2
+  assert record["devices"] == count
 
 
 def test_a_mesh_is_in_the_order_of_processes_whatever_jax_lists(monkeypatch):

@@ -23,7 +23,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dfkt_jax.bench import timing
+from dfkt_jax import parallel
 from dfkt_jax.bench.timing import Running
 from dfkt_jax.bench.workloads import Settings
 from dfkt_jax.errors import DfktError, UsageError
@@ -142,7 +142,7 @@ def _run(name, settings, reference, way, platform) -> dict[str, Any]:
   command = [sys.executable, str(reference), *way.flags]
   for flag, value in flags.items():
     command += [f"--{flag.replace('_', '-')}", str(value)]
-  count = str(timing.threads())
+  count = str(parallel.processors())
   environment = {
     **os.environ,
     "OMP_NUM_THREADS": count,

@@ -1,7 +1,6 @@
 """Seconds, memory and arithmetic of a workload, as one record."""
 
 from collections.abc import Iterable, Iterator
-import os
 import resource
 import statistics
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from dfkt_jax import parallel
 from dfkt_jax.bench import workloads
 from dfkt_jax.bench.peaks import peak
 from dfkt_jax.bench.workloads import Piece, Settings, Workload
@@ -63,7 +63,7 @@ class Running:
       ),
       "device_kind": device.device_kind,
       "devices": mesh.size,
-      "threads": threads(),
+      "threads": parallel.processors(),
       "compile_seconds": round(self.compile_seconds, 2),
       **memory(device),
       "flops_per_second": round(rate),
@@ -108,13 +108,6 @@ def memory(device: Any) -> dict[str, int]:
   unit = 1 if sys.platform == "darwin" else 1024
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {"peak_process_bytes": used * unit}
-
-
-def threads() -> int:
-  """Processors that this process may use, which is what XLA:CPU takes."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _platform(device):

@@ -46,7 +46,8 @@ class Bench:
     ]
   ]
   settings: Settings = Settings()
-  mesh: str = "data=1"  # data=N devices; a CPU is split into as many
+  # data=N devices (default: one; of a CPU the two that a run would have)
+  mesh: str | None = None
   against: Literal["torch"] | None = None  # alternates with PyTorch
   reference: Path | None = None  # default: $DFKT_TORCH_REFERENCE, or ../shared
   repeats: int = 3  # of both sides
@@ -59,7 +60,7 @@ class Bench:
       DfktError: settings that describe no run, or a reference that fails.
     """
     alone = self.workload in ("loops", "pooling", "scaling")
-    if alone and (self.against or self.mesh != "data=1"):
+    if alone and (self.against or self.mesh):
       raise UsageError(
         f"dfkt bench {self.workload} takes no --against and no --mesh: leave"
         " them out"
@@ -71,13 +72,17 @@ class Bench:
     elif self.against:
       self._write("ratios", self._race(console))
     else:
-      mesh = parallel.named_mesh(self.mesh)
-      found = timing.records(self._names(), self.settings, mesh)
+      found = timing.records(self._names(), self.settings, self._mesh())
       self._write("records", _shown(console, found))
 
   def _names(self):
     names = tuple(workloads.WORKLOADS)
     return names if self.workload == "all" else (self.workload,)
+
+  def _mesh(self):
+    mesh = parallel.named_mesh(self.mesh)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return mesh if self.mesh or on_cpu else parallel.make_mesh(1)
 
   def _race(self, console):
     reference = against.find_reference(self.reference)
@@ -85,7 +90,7 @@ class Bench:
       raise UsageError(f"--repeats is {self.repeats}: give 1 or more")
     # Two frameworks share the device's memory, and ours would take most of it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    mesh = parallel.named_mesh(self.mesh)
+    mesh = self._mesh()
     platform = mesh.devices.flat[0].platform
     # Those of a CPU are the processors that PyTorch's threads have.
     if mesh.size > 1 and platform != "cpu":

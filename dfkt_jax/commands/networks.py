@@ -44,7 +44,7 @@ class Evaluate:
   network: Positional[Path]  # directory
   dataset: str  # labelled images, see 'dfkt list datasets'
   teacher: Path | None = None  # another network, to report agreement with
-  # data=N devices that share the images (default: all); a CPU is split into N
+  # data=N devices to share the images (default: all; a CPU is split into two)
   mesh: str | None = None
   json: Path | None = None  # also write the figures to this file
 

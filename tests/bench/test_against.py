@@ -77,7 +77,7 @@ def test_ours_and_theirs_alternate(tmp_path, monkeypatch, devices):
   records = [json.loads(line) for line in text.splitlines() if line[:1] == "{"]
   assert [r["framework"] for r in records] == ["jax", "torch", "torch"] * 2
   assert (records[1]["steps"], records[1]["student_steps"]) == ("2", "2")
-  assert records[1]["threads"] == str(timing.threads())
+  assert records[1]["threads"] == str(parallel.processors())
   (ratio,) = json.loads((tmp_path / "ratios.json").read_text())["ratios"]
   ours = sorted(r["images_per_second"] for r in records[::3])
   assert ratio["workload"] == "inversion"
