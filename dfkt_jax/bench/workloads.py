@@ -259,8 +259,9 @@ def _full_pool(batch: int) -> Pool:
 
   def fill(key):
     pool = pools.init(POOL, SPEC.shape, batch)
-    pixels = jax.random.bits(key, pool.images.shape, jnp.uint8)
-    return pool._replace(images=parallel.split(pixels), pushed=jnp.int32(POOL))
+    words = jax.random.bits(key, pool.words.shape, jnp.uint32)
+    words = parallel.split(words)
+    return dataclasses.replace(pool, words=words, pushed=jnp.int32(POOL))
 
   return jax.jit(fill)(jax.random.key(3))
 

@@ -11,24 +11,63 @@ number of devices.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 
 from dfkt_jax import parallel
 from dfkt_jax.synthesis.contract import Batch
 
+BYTES = 4  # of a word
 
-class Pool(NamedTuple):
-  images: jax.Array  # u8[stripes, slots, height, width, channels]
+
+@struct.dataclass
+class Pool:
+  """What is held; four channels are one word.
+
+  A TPU sums bytes over devices as words of 4 bytes, four times the message.
+  Packed, an image's word is a sum of itself and of zeros, and stays as it is.
+  """
+
+  words: jax.Array  # u32[stripes, slots, ceil(height * width * channels / 4)]
   labels: jax.Array  # i32[stripes, slots]
   pushed: jax.Array  # i32[], images ever pushed
-  soft_labels: jax.Array | None = None  # f32[stripes, slots, classes], logits
+  soft_labels: jax.Array | None  # f32[stripes, slots, classes], logits
+  shape: tuple[int, int, int] = struct.field(pytree_node=False)
 
   @property
   def capacity(self) -> int:
     return math.prod(self.labels.shape)
+
+  @property
+  def images(self) -> jax.Array:
+    """u8[stripes, slots, height, width, channels]"""
+    return _unpack(self.words, self.shape)
+
+
+def _pack(images: jax.Array) -> jax.Array:
+  """u8[..., height, width, channels] as u32[..., words].
+
+  The first quarter of an image's bytes are the low ones of its words.
+  """
+  leading, size = images.shape[:-3], math.prod(images.shape[-3:])
+  words = -(-size // BYTES)
+  rows = images.reshape(*leading, size)
+  room = [(0, 0)] * len(leading) + [(0, words * BYTES - size)]
+  quarters = jnp.pad(rows, room).reshape(*leading, BYTES, words)
+  return sum(
+    quarters[..., place, :].astype(jnp.uint32) << (8 * place)
+    for place in range(BYTES)
+  )  # type: ignore
+
+
+def _unpack(words: Any, shape: tuple[int, int, int]) -> jax.Array:
+  """u32[..., words] as u8[..., height, width, channels]."""
+  quarters = [(words >> (8 * place)) & 255 for place in range(BYTES)]
+  rows = jnp.concatenate(quarters, axis=-1)[..., : math.prod(shape)]
+  return rows.astype(jnp.uint8).reshape(*words.shape[:-1], *shape)
 
 
 def init(
@@ -44,12 +83,13 @@ def init(
   """
   stripes = math.gcd(capacity, batch_size)
   place = (stripes, capacity // stripes)
-  images = parallel.split(jnp.zeros((*place, *shape), jnp.uint8))
+  words = -(-math.prod(shape) // BYTES)
   labels = parallel.split(jnp.full(place, -1, jnp.int32))
   soft_labels = None
   if soft_classes:
     soft_labels = parallel.split(jnp.zeros((*place, soft_classes)))
-  return Pool(images, labels, jnp.int32(0), soft_labels)
+  held = parallel.split(jnp.zeros((*place, words), jnp.uint32))
+  return Pool(held, labels, jnp.int32(0), soft_labels, shape)
 
 
 def push(pool: Pool, batch: Batch) -> Pool:
@@ -76,10 +116,11 @@ def push(pool: Pool, batch: Batch) -> Pool:
   if pool.soft_labels is not None:
     soft_labels = store(pool.soft_labels, batch.soft_labels)
   return Pool(
-    store(pool.images, pixels),
+    store(pool.words, _pack(pixels)),
     store(pool.labels, batch.labels),
     pool.pushed + count,
     soft_labels,
+    pool.shape,
   )
 
 
@@ -98,7 +139,9 @@ def _take(pool, index):
   """By numbers that count through the stripes first, as they fill up."""
   stripes, slots = pool.labels.shape
   place = index % stripes, index // stripes % slots
-  images = pool.images[place].astype(jnp.float32) / 255
+  # Each device then goes on with its share of the batch alone.
+  words = parallel.split(pool.words[place])
+  images = _unpack(words, pool.shape).astype(jnp.float32) / 255
   soft_labels = None
   if pool.soft_labels is not None:
     soft_labels = pool.soft_labels[place]

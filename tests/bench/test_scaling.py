@@ -47,9 +47,9 @@ def test_no_device_ever_gathers_images_or_the_pool():
     array
     for said in programs["student from pool"].said
     for array in said.arrays
-    if array[0] == "u8"
+    if array[0] == "u32"
   ]
-  assert images == [("u8", (SETTINGS.batch, 32, 32, 3))]
+  assert images == [("u32", (SETTINGS.batch, 32 * 32 * 3 // 4))]
 
 
 def test_the_table_has_a_row_for_each_program_and_number():

@@ -81,13 +81,25 @@ def test_rounding_is_to_8_bits():
   assert np.abs(drawn - pixel).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 3), (5, 3, 3), (3, 3, 1), (1, 1, 1)])
+def test_four_channels_are_a_word_and_come_out_as_they_were(shape):
+  pixels = jax.random.bits(jax.random.key(0), (6, *shape), jnp.uint8)
+  pool = pools.init(6, shape, 6)
+  assert pool.words.shape == (6, 1, -(-np.prod(shape) // 4))
+  pool = pools.push(pool, Batch(pixels / 255, jnp.arange(6)))
+  np.testing.assert_array_equal(pool.images[:, 0], pixels)
+  drawn = pools.draw(jax.random.key(1), pool, 20)
+  expected = np.asarray(pixels)[np.asarray(drawn.labels)]
+  np.testing.assert_array_equal(np.round(drawn.images * 255), expected)
+
+
 def test_the_pool_is_split_over_devices():
   mesh = parallel.make_mesh(8)
   with jax.set_mesh(mesh):
     pool = jax.jit(lambda: pools.init(16, SHAPE, 8))()
     pool = jax.jit(pools.push, donate_argnums=0)(pool, batch(0, 8))
-  assert len(pool.images.sharding.device_set) == 8
-  assert not pool.images.is_fully_replicated
+  assert len(pool.words.sharding.device_set) == 8
+  assert not pool.words.is_fully_replicated
   assert held(pool) == list(range(8))
 
 

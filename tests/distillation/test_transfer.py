@@ -196,7 +196,7 @@ def test_no_recompilation_after_the_first_round(name):
       state, _ = step(state, index, KEY, networks[0])
   assert step._cache_size() == 1
   if state.pool is not None:
-    assert not state.pool.images.is_fully_replicated
+    assert not state.pool.words.is_fully_replicated
     assert not state.synthesis.best_images.is_fully_replicated
 
 
