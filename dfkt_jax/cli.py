@@ -144,6 +144,7 @@ class List:
 def _bench(args: list[str]) -> None:
   from dfkt_jax.commands.bench import Bench
 
+  args = flags.gathered("--set", args)
   flags.parse(Bench, "bench", args).run(Console(soft_wrap=True))
 
 

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dfkt_jax import parallel
+
 PyTree = Any
 # body(carry, index, *constants) -> (carry, info)
 Body = Callable[..., tuple[PyTree, PyTree]]
@@ -33,7 +35,8 @@ class Loops:
 
   @classmethod
   def for_backend(cls) -> "Loops":
-    return cls(rolled=jax.default_backend() != "cpu")
+    """For the current mesh's devices, or JAX's default."""
+    return cls(rolled=parallel.platform() != "cpu")
 
   def whole(self, function: Callable) -> Callable:
     """Compiles what contains loops; its first argument is donated."""
@@ -113,7 +116,7 @@ def over(
   Each part begins once the one before is done, on CPU too, where XLA would
   otherwise work on all of them at once and hold memory for that.
   """
-  if jax.default_backend() != "cpu":
+  if parallel.platform() != "cpu":
     return jax.lax.scan(body, carry, parts)
   outs = []
   for index in range(len(jax.tree.leaves(parts)[0])):
@@ -148,7 +151,7 @@ def when(
   `idle` has the structure of the answer. On accelerators `function` costs
   nothing where it does not hold.
   """
-  if jax.default_backend() != "cpu":
+  if parallel.platform() != "cpu":
     return jax.lax.cond(predicate, function, lambda *_: idle, *operands)
   return choose(predicate, function(*operands), idle)
 

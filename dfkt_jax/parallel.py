@@ -7,7 +7,7 @@ which is what the single-GPU papers computed. Axes are Auto:
 under Explicit ones gathers from a sharded bank do not type-check.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import os
 from typing import Any
@@ -134,9 +134,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
     UsageError: there are fewer devices than that, or a process would have none
       of them to itself.
   """
-  # By process: rows of a batch are then by process too, and a row of the mesh
-  # is of one. `jax.make_mesh` would order TPUs by where they stand.
-  available = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  available = in_order(jax.devices())
   if data is None:
     data = max(1, len(available) // max(1, model))
   count = data * model
@@ -158,10 +156,20 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
       f" {available[0].platform} device(s); give axes from 1 up that multiply"
       f" to no more than {len(available)}"
     )
-  return _mesh(available[:count], model)
+  return mesh_over(available[:count], model)
 
 
-def _mesh(devices, model):
+def in_order(devices: Sequence[Any]) -> list[Any]:
+  """Devices by process: rows of a batch are then by process too.
+
+  And a row of the mesh is of one. `jax.make_mesh` would order TPUs by where
+  they stand.
+  """
+  return sorted(devices, key=lambda d: (d.process_index, d.id))
+
+
+def mesh_over(devices: Sequence[Any], model: int = 1) -> Mesh:
+  """A mesh of devices in their order, of which `model` divides the number."""
   shape = (len(devices) // model, model)
   return Mesh(
     np.array(devices).reshape(shape),
@@ -222,6 +230,12 @@ def _split_cpu(count):
     jax.config.update("jax_num_cpu_devices", min(count, MOST_CPU_DEVICES))
 
 
+def platform() -> str:
+  """Of the current mesh's devices, else JAX's default: cpu, gpu or tpu."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 def data_devices() -> int:
   """How many devices a batch is split over; 1 outside a mesh."""
   # `pmap` has a mesh of its own.
@@ -256,7 +270,7 @@ def whole(x: jax.Array) -> jax.Array:
 def local(mesh: Mesh) -> Mesh:
   """This process's devices of `mesh`, as a mesh of their own, all for data."""
   own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-  return _mesh(own, 1)
+  return mesh_over(own)
 
 
 def gather(tree: Any) -> Any:

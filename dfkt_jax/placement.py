@@ -12,7 +12,7 @@ import math
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from dfkt_jax.network import Network
@@ -22,7 +22,9 @@ T = TypeVar("T")
 LARGE = 2**14  # scalars from which on a parameter is worth splitting
 
 
-def specification(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def specification(
+  shape: tuple[int, ...], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
   """Of a parameter of that shape: split along its last axis, or not at all."""
   devices = mesh.shape.get(MODEL, 1)
   if devices == 1 or math.prod(shape) < LARGE or shape[-1] % devices:
@@ -44,6 +46,34 @@ def place(tree: T, mesh: Mesh) -> T:
     return jax.make_array_from_callback(host.shape, sharding, piece)
 
   return jax.tree.map(put, jax.device_get(tree))
+
+
+def constrain(tree: T) -> T:
+  """As `place`, inside jit, on the current mesh if there is one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return tree
+  put = lambda x: jax.lax.with_sharding_constraint(
+    x, specification(x.shape, mesh)
+  )
+  return jax.tree.map(put, tree)
+
+
+def outline(function: Callable[..., Any], *arguments: Any) -> Any:
+  """What function(*arguments) is on the current mesh, without computing it.
+
+  Arguments and answer are arrays or shapes; of the answer, shapes with dtypes
+  and the shardings that the compiled function would give them.
+  """
+  program = jax.jit(function)
+  shape = lambda x, sharding: jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=sharding
+  )
+  return jax.tree.map(
+    shape,
+    jax.eval_shape(program, *arguments),
+    program.lower(*arguments).compile().output_shardings,
+  )
 
 
 def create(function: Callable[..., Any], *arguments: Any) -> Any:

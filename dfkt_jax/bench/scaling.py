@@ -2,24 +2,27 @@
 
 The programs of a transfer round and of adaptation are compiled for so many
 devices, with batch and pool split over them, and read: the arithmetic of one
-device, and what it says to the others. No device is needed for that, and none
-of it is a measurement of speed.
+device, its memory, and what it says to the others. No device is needed for
+that, and none of it is a measurement of speed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.table import Table
 
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.adaptation.contract import Answers, Batch
 from dfkt_jax.adaptation.course import Course
 from dfkt_jax.adaptation.shot import SHOT
-from dfkt_jax.bench import collectives, timing, workloads
+from dfkt_jax.bench import collectives, workloads
 from dfkt_jax.bench.collectives import Collective
 from dfkt_jax.bench.workloads import SPEC, Piece, Settings
+from dfkt_jax.errors import DfktError
 
 COUNTS = (1, 2, 4, 8)
 SHOT_ROWS = 1024  # images of the target that the SHOT step is compiled for
@@ -31,40 +34,83 @@ class Program(NamedTuple):
   """A compiled piece of a round."""
 
   name: str
-  asked: float  # FLOPs of all devices together, before XLA optimises
+  # FLOPs of all devices together, before XLA optimises; TPUs' does not say
+  asked: float | None
   flops: float  # of one device, as compiled
   said: tuple[Collective, ...]
-  layers: int  # convolutions, BatchNorms and linear layers of its networks
+  given: int  # bytes of a device that its arguments take
+  besides: int  # bytes of a device that it needs for a while
+  cycles: int | None  # of a device, as the TPU's compiler estimates
 
 
 def measure(
-  settings: Settings, counts: Sequence[int] = COUNTS
+  pieces: Callable[[], Iterable[Piece]],
+  about: Mapping[str, Any],
+  meshes: Iterable[Mesh],
 ) -> Iterator[dict[str, Any]]:
-  """One record a program and number of devices.
+  """One record a piece and mesh, whose devices may be described only.
+
+  Args:
+    pieces: makes those that are to be compiled for the current mesh.
+    about: what they are pieces of; part of every record.
 
   Raises:
-    UsageError: there are fewer devices, or the batch does not divide.
+    DfktError: a program does not fit the devices' memory.
   """
-  for count in counts:
-    for program in compile_round(settings, count):
-      yield record(program, settings, count)
+  for mesh in meshes:
+    with jax.set_mesh(mesh):
+      for piece in pieces():
+        yield record(compile_piece(piece), about, mesh)
 
 
-def compile_round(settings: Settings, count: int) -> Iterator[Program]:
-  """The programs of the rounds, for the first so many devices."""
-  mesh = parallel.make_mesh(count)
-  with jax.set_mesh(mesh):
-    networks = workloads.networks(settings)
-    layers = _layers(*networks)
-    pieces = [
-      piece for name in WHOLE for piece in workloads.make(name, settings).pieces
-    ]
-    for piece in [*pieces, _shot(settings, networks[1])]:
-      compiled = jax.jit(piece.function).lower(*piece.arguments).compile()
-      cost: Any = compiled.cost_analysis()
-      said = tuple(collectives.find(compiled.as_text() or ""))
-      asked = timing.count_flops([piece]) / piece.times
-      yield Program(piece.name, asked, cost["flops"], said, layers)
+def pieces(settings: Settings) -> Iterator[Piece]:
+  """Of the workloads' rounds, and a step of SHOT, on the current mesh.
+
+  Raises:
+    UsageError: a count is not one, or the batch does not divide.
+  """
+  workloads.check(settings)
+  for name in WHOLE:
+    yield from workloads.make(name, settings, placement.outline).pieces
+  _, student = workloads.networks(settings, placement.outline)
+  yield _shot(settings, student)
+
+
+def compile_piece(piece: Piece) -> Program:
+  """For the current mesh; see `measure`."""
+  lowered = jax.jit(piece.function).lower(*piece.arguments)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    said = str(error).strip().splitlines()[0][:200]
+    raise DfktError(
+      f"{piece.name!r} does not fit the memory of a device ({said}): give a"
+      " smaller --batch, or more devices"
+    ) from error
+  text = compiled.as_text() or ""
+  asked: Any = lowered.cost_analysis()
+  cost: Any = compiled.cost_analysis()
+  memory: Any = compiled.memory_analysis()
+  return Program(
+    piece.name,
+    asked["flops"] if asked else None,
+    cost["flops"],
+    tuple(collectives.find(text)),
+    memory.argument_size_in_bytes,
+    memory.temp_size_in_bytes,
+    _cycles(text),
+  )
+
+
+def _cycles(program: str) -> int | None:
+  """Of all instructions, one after the other; messages are not in it.
+
+  A loop's are counted once, however often it goes round.
+  """
+  found = re.findall(r'"estimated_cycles":"(\d+)"', program)
+  return sum(map(int, found)) if found else None
 
 
 def _shot(settings, network) -> Piece:
@@ -90,17 +136,14 @@ def _shot(settings, network) -> Piece:
   def step(key, state, batch):
     return method.step(key, state, batch, course)
 
-  key = jax.random.key(0)
-  state, batch = jax.jit(begin)(key, network)
+  key = placement.outline(lambda: jax.random.key(0))
+  state, batch = placement.outline(begin, key, network)
   return workloads.piece("shot", 1, step, key, state, batch)
 
 
-def _layers(*networks) -> int:
-  """Arrays of parameters and of statistics: two or so a layer."""
-  return max(len(jax.tree.leaves(n.variables)) for n in networks)
-
-
-def record(program: Program, settings: Settings, count: int) -> dict[str, Any]:
+def record(
+  program: Program, about: Mapping[str, Any], mesh: Mesh
+) -> dict[str, Any]:
   """The program's figures: of each kind of collective, number and bytes."""
   kinds: dict[str, dict[str, int]] = {}
   for said in program.said:
@@ -112,10 +155,13 @@ def record(program: Program, settings: Settings, count: int) -> dict[str, Any]:
     "framework": "jax",
     "workload": "scaling",
     "program": program.name,
-    "arch": settings.arch,
-    "batch": settings.batch,
-    "devices": count,
+    **about,
+    "device_kind": mesh.devices.flat[0].device_kind,
+    "devices": mesh.size,
     "flops_per_device": round(program.flops),
+    "argument_bytes_per_device": program.given,
+    "temporary_bytes_per_device": program.besides,
+    "estimated_cycles": program.cycles,
     "collectives": kinds,
   }
 
@@ -123,9 +169,10 @@ def record(program: Program, settings: Settings, count: int) -> dict[str, Any]:
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
   """Rows of programs and devices."""
   shown = Table(title="per device, of one step")
-  for name in ("program", "devices", "GFLOP", "of one", "all-reduces", "MB"):
+  for name in ("program", "devices", "GFLOP", "of one", "memory, MB"):
     shown.add_column(name, justify="left" if name == "program" else "right")
-  shown.add_column("others")
+  for name in ("all-reduces", "MB", "others"):
+    shown.add_column(name, justify="left" if name == "others" else "right")
   alone = {
     row["program"]: row["flops_per_device"]
     for row in records
@@ -144,8 +191,13 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
       str(row["devices"]),
       f"{flops / 1e9:.2f}",
       f"{flops / whole:.1%}" if whole else "",
+      f"{_memory(row) / 1e6:,.0f}",
       str(reduced["count"]),
       f"{reduced['bytes'] / 1e6:.2f}",
       ", ".join(others),
     )
   return shown
+
+
+def _memory(row):
+  return row["argument_bytes_per_device"] + row["temporary_bytes_per_device"]

@@ -18,6 +18,7 @@ and optimisers. What differs, all of it small beside the convolutions:
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -81,7 +82,7 @@ class Piece(NamedTuple):
 
 
 class Workload(NamedTuple):
-  state: Any  # before the first step
+  state: Any  # before the first step; of an outline, shapes
   # step(state, index) -> (state, infos), compiled; the state is donated
   step: Callable[[Any, int], tuple[Any, Any]]
   updates: int  # optimiser steps that one step takes
@@ -95,44 +96,62 @@ def check(settings: Settings) -> None:
     if isinstance(value, int) and value < 1:
       flag = field.name.replace("_", "-")
       raise UsageError(f"--{flag} is {value}: give a whole number from 1 up")
-  count = jax.sharding.get_abstract_mesh().size
-  if count and settings.batch % count:
+  check_shares(settings.batch, jax.sharding.get_abstract_mesh().size or 1)
+
+
+def check_shares(batch: int, devices: int) -> None:
+  """Raises a UsageError for a batch that so many devices cannot share."""
+  if batch % devices:
     raise UsageError(
-      f"--batch {settings.batch} cannot be split over {count} devices: give a"
-      f" multiple of {count}"
+      f"--batch {batch} cannot be split over {devices} devices: give a"
+      f" multiple of {devices}"
     )
 
 
-def make(name: str, settings: Settings) -> Workload:
-  """One of WORKLOADS on the current mesh, nothing of it compiled yet.
+def compute(function: Callable[..., Any], *arguments: Any) -> Any:
+  """What a workload begins with; `placement.outline` has its shapes alone."""
+  return jax.jit(function)(*arguments)
+
+
+Begin = Callable[..., Any]  # compute, or placement.outline
+
+
+def make(name: str, settings: Settings, begin: Begin = compute) -> Workload:
+  """One of WORKLOADS on the current mesh, nothing of its step compiled yet.
 
   Raises:
     UsageError: a count is not one, or the batch does not divide.
   """
   check(settings)
-  return WORKLOADS[name](settings, *networks(settings))
+  return WORKLOADS[name](settings, begin, *networks(settings, begin))
 
 
-def networks(settings: Settings) -> tuple[Network, Network]:
+def networks(
+  settings: Settings, begin: Begin = compute
+) -> tuple[Network, Network]:
   """Freshly drawn teacher and student."""
   return (
-    _network(settings, settings.arch, 0),
-    _network(settings, STUDENTS[settings.arch], 1),
+    _network(settings, begin, settings.arch, 0),
+    _network(settings, begin, STUDENTS[settings.arch], 1),
   )
 
 
-def _network(settings, arch, seed) -> Network:
+def _network(settings, begin, arch, seed) -> Network:
   width, depths = NETWORKS[arch]
   dtype = DTYPES[settings.precision]
   module = ResNet(SPEC.classes, depths, width, "projection", dtype)
-  network = jax.jit(lambda key: net.init(key, module, SPEC))(
-    jax.random.key(seed)
-  )
-  mesh = jax.sharding.get_mesh()
-  return network if mesh.empty else placement.place(network, mesh)
+  init = lambda key: placement.constrain(net.init(key, module, SPEC))
+  return begin(init, _key(begin, seed))
 
 
-def inversion(settings: Settings, teacher: Network, _: Network) -> Workload:
+def _key(begin, seed):
+  # Outside jit, one could not be drawn on a mesh of described devices.
+  return begin(lambda: jax.random.key(seed))
+
+
+def inversion(
+  settings: Settings, begin: Begin, teacher: Network, _: Network
+) -> Workload:
   method = DeepInversion(
     synthesis_batch_size=settings.batch,
     image_lr=0.1,
@@ -141,8 +160,8 @@ def inversion(settings: Settings, teacher: Network, _: Network) -> Workload:
     l2_weight=3e-8,
     image_flip=True,
   )
-  key = jax.random.key(2)
-  state = jax.jit(lambda key: method.init(key, teacher, None))(key)
+  key = _key(begin, 2)
+  state = begin(partial(method.init, student=None), key, teacher)
   step = jax.jit(method.step, donate_argnums=1)
 
   def advance(state, index):
@@ -152,9 +171,11 @@ def inversion(settings: Settings, teacher: Network, _: Network) -> Workload:
   return Workload(state, advance, 1, pieces)
 
 
-def distill(settings: Settings, teacher: Network, student: Network) -> Workload:
-  key = jax.random.key(2)
-  state, pool = jax.jit(AUGMENTED.init)(student), _full_pool(settings.batch)
+def distill(
+  settings: Settings, begin: Begin, teacher: Network, student: Network
+) -> Workload:
+  key = _key(begin, 2)
+  state, pool = begin(AUGMENTED.init, student), _full_pool(settings, begin)
 
   def learn(state, key, pool, teacher):
     draw_key, key = jax.random.split(key)
@@ -171,7 +192,7 @@ def distill(settings: Settings, teacher: Network, student: Network) -> Workload:
 
 
 def generator(
-  settings: Settings, teacher: Network, student: Network
+  settings: Settings, begin: Begin, teacher: Network, student: Network
 ) -> Workload:
   method = DFQ(
     synthesis_batch_size=settings.batch,
@@ -185,7 +206,7 @@ def generator(
     synthesis_steps=1,
     student_steps=settings.student_steps,
   )
-  state, advance, key = _rounds(method, transfer, teacher, student)
+  state, advance, key = _rounds(method, transfer, begin, teacher, student)
   module = state.synthesis.generator.module
   module = module.clone(dtype=DTYPES[settings.precision])
   maker = dataclasses.replace(state.synthesis.generator, module=module)
@@ -208,7 +229,7 @@ def generator(
 
 
 def transfer_round(
-  settings: Settings, teacher: Network, student: Network
+  settings: Settings, begin: Begin, teacher: Network, student: Network
 ) -> Workload:
   method = LatentGenerator(
     synthesis_batch_size=settings.batch,
@@ -223,9 +244,9 @@ def transfer_round(
     student_steps=settings.student_steps,
     pool_size=POOL,
   )
-  state, advance, key = _rounds(method, transfer, teacher, student)
+  state, advance, key = _rounds(method, transfer, begin, teacher, student)
   # As the reference, from a full pool.
-  state = state._replace(pool=_full_pool(settings.batch))
+  state = state._replace(pool=_full_pool(settings, begin))
 
   def learn(learner, key, pool, teacher):
     batch = pools.draw(key, pool, settings.batch)
@@ -245,25 +266,25 @@ def transfer_round(
   return Workload(state, advance, n + m, pieces)
 
 
-def _rounds(method, transfer, teacher, student):
+def _rounds(method, transfer, begin, teacher, student):
   """The state, the compiled round, and the key it is given."""
-  key = jax.random.key(2)
+  key = _key(begin, 2)
   init = lambda key, *networks: transfers.init(key, method, transfer, *networks)
-  state = jax.jit(init)(key, teacher, student)
+  state = begin(init, key, teacher, student)
   step = transfers.make_round(method, transfer, Loops.for_backend())
   return state, lambda state, index: step(state, index, key, teacher), key
 
 
-def _full_pool(batch: int) -> Pool:
+def _full_pool(settings: Settings, begin: Begin) -> Pool:
   """Of random pixels."""
 
   def fill(key):
-    pool = pools.init(POOL, SPEC.shape, batch)
+    pool = pools.init(POOL, SPEC.shape, settings.batch)
     words = jax.random.bits(key, pool.words.shape, jnp.uint32)
     words = parallel.split(words)
     return dataclasses.replace(pool, words=words, pushed=jnp.int32(POOL))
 
-  return jax.jit(fill)(jax.random.key(3))
+  return begin(fill, _key(begin, 3))
 
 
 def piece(name, times, function, *arguments) -> Piece:
@@ -279,7 +300,9 @@ def piece(name, times, function, *arguments) -> Piece:
   return Piece(name, times, function, jax.tree.map(shape, arguments))
 
 
-WORKLOADS: Mapping[str, Callable[[Settings, Network, Network], Workload]] = {
+WORKLOADS: Mapping[
+  str, Callable[[Settings, Begin, Network, Network], Workload]
+] = {
   "inversion": inversion,
   "generator": generator,
   "distill": distill,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -13,8 +14,16 @@ from rich.table import Table
 import tyro
 
 from dfkt_jax import files, parallel
-from dfkt_jax.bench import against, design, scaling, timing, workloads
+from dfkt_jax.bench import (
+  against,
+  design,
+  scaling,
+  timing,
+  topologies,
+  workloads,
+)
 from dfkt_jax.bench.workloads import Settings
+from dfkt_jax.commands import experiments, rehearsal
 from dfkt_jax.errors import UsageError
 
 # XLA need not make fast code of programs that are only read.
@@ -29,7 +38,8 @@ class Bench:
 
   'inversion', 'generator', 'distill' and 'round' are those of the PyTorch
   reference, with its flags; 'all' is the four of them. 'scaling' counts what
-  1, 2, 4 and 8 devices say to each other, in programs compiled for CPUs.
+  1, 2, 4 and 8 devices say to each other, in programs compiled for CPUs, or
+  what the chips of a --topology do.
   'loops' and 'pooling' time single design decisions.
   """
 
@@ -49,6 +59,12 @@ class Bench:
   # data=N devices (default: one; of a CPU the two that a run would have)
   mesh: str | None = None
   against: Literal["torch"] | None = None  # alternates with PyTorch
+  # of TPUs that need not be there, such as v5e:4x4, to compile 'scaling' for
+  topology: str | None = None
+  # MODULE:NAME, a Distill or a Synthesize, to compile for 'scaling' instead
+  experiment: str | None = None
+  # FIELD=VALUE words for the experiment's fields, such as transfer.kd.lr=0.1
+  set: tuple[str, ...] = ()
   reference: Path | None = None  # default: $DFKT_TORCH_REFERENCE, or ../shared
   repeats: int = 3  # of both sides
   json: Path | None = None  # also write what was found into this file
@@ -65,10 +81,19 @@ class Bench:
         f"dfkt bench {self.workload} takes no --against and no --mesh: leave"
         " them out"
       )
+    for flag in ("topology", "experiment", "set"):
+      value = getattr(self, flag)
+      if value and self.workload != "scaling":
+        raise UsageError(
+          f"--{flag} is for dfkt bench scaling, and this is dfkt bench"
+          f" {self.workload}: leave it out"
+        )
     if self.workload in ("loops", "pooling"):
       self._write("records", _shown(console, getattr(design, self.workload)()))
     elif self.workload == "scaling":
-      self._write("programs", _scaling(self.settings, console))
+      found = _shown(console, self._scaling())
+      console.print(scaling.table(found))
+      self._write("programs", found)
     elif self.against:
       self._write("ratios", self._race(console))
     else:
@@ -83,6 +108,31 @@ class Bench:
     mesh = parallel.named_mesh(self.mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return mesh if self.mesh or on_cpu else parallel.make_mesh(1)
+
+  def _scaling(self):
+    jax.config.update("jax_platforms", "cpu")  # it compiles and runs nothing
+    if self.experiment:
+      config = experiments.choose(self.experiment, None, self.set)
+      pieces = rehearsal.prepare(config)
+      about = {"experiment": self.experiment, "set": self.set}
+    elif self.set:
+      raise UsageError("--set is for the fields of an --experiment: name one")
+    else:
+      pieces = functools.partial(scaling.pieces, self.settings)
+      about = {
+        name: getattr(self.settings, name)
+        for name in ("arch", "batch", "precision")
+      }
+    return scaling.measure(pieces, about, self._meshes())
+
+  def _meshes(self):
+    if self.topology:
+      return [topologies.described(self.topology)]
+    if not self.experiment:
+      workloads.check_shares(self.settings.batch, max(scaling.COUNTS))
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + UNOPTIMISED
+    jax.config.update("jax_num_cpu_devices", max(scaling.COUNTS))
+    return [parallel.make_mesh(count) for count in scaling.COUNTS]
 
   def _race(self, console):
     reference = against.find_reference(self.reference)
@@ -112,22 +162,6 @@ class Bench:
   def _write(self, name, records):
     if self.json is not None:
       files.write_json(self.json, {name: records})
-
-
-def _scaling(settings, console):
-  most = max(scaling.COUNTS)
-  if settings.batch % most:
-    raise UsageError(
-      f"--batch {settings.batch} cannot be split over {most} devices: give a"
-      f" multiple of {most}"
-    )
-  # The programs are for CPUs whatever this machine has.
-  os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + UNOPTIMISED
-  jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_num_cpu_devices", max(scaling.COUNTS))
-  found = _shown(console, scaling.measure(settings))
-  console.print(scaling.table(found))
-  return found
 
 
 def _shown(console, records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from flax import linen as nn
 import jax
 
 from dfkt_jax import images, models, parallel, placement, teachers, workdir
@@ -55,7 +56,7 @@ def _run(config: Distill, options: RunOptions) -> dict:
   teacher, card = teachers.load(config.teacher)
   spec = teacher.spec
   init = functools.partial(
-    _init, config, models.build(config.student, spec.classes)
+    begin, config, models.build(config.student, spec.classes)
   )
   _check_counts(config.method, config.transfer)
   key = jax.random.key(config.seed)
@@ -77,7 +78,10 @@ def _run(config: Distill, options: RunOptions) -> dict:
     return _finish(config, options, state, pace, judge, card)
 
 
-def _init(config, module, key, teacher):
+def begin(
+  config: Distill, module: nn.Module, key: jax.Array, teacher: Network
+) -> transfers.State:
+  """The state before the first round; `module` is the student's."""
   student_key = transfers.stream(key, transfers.INIT, 1)
   student = net.init(student_key, module, teacher.spec)
   return transfers.init(key, config.method, config.transfer, teacher, student)

@@ -46,7 +46,7 @@ class Synthesize(Generic[M]):
   @property
   def apart(self) -> bool:
     """Whether a batch is made without a look at the one before it."""
-    pooled = bool(_recipe(self.method).pool_size)
+    pooled = bool(recipe(self.method).pool_size)
     return pooled and not hasattr(self.method, "restart")
 
   def run(self, options: RunOptions) -> dict:
@@ -70,10 +70,10 @@ class Synthesize(Generic[M]):
         f" apart and the teacher {teacher.spec.classes}: give a network of the"
         " teacher's classes"
       )
-    if transfers.images_per_step(self.method, _recipe(self.method)) < 1:
+    if transfers.images_per_step(self.method, recipe(self.method)) < 1:
       raise UsageError("--synthesis-batch-size is 0: give 1 or more")
     plan = _plan(self, options, teacher, student)
-    if self.steps is None and not _recipe(self.method).pool_size:
+    if self.steps is None and not recipe(self.method).pool_size:
       raise UsageError(
         f"--steps is not given and {type(self.method).__name__} learns for as"
         " long as a student does: give the steps before each batch, such as"
@@ -106,14 +106,15 @@ class Synthesize(Generic[M]):
       return make(self, plan, options, teacher, student, verifier)
 
 
-def _recipe(method):
+def recipe(method: Synthesizer) -> transfers.Transfer:
+  """The method's own, else the default."""
   return getattr(method, "transfer", transfers.Transfer())
 
 
 def _plan(config: Synthesize, options, teacher, student) -> Plan:
   """What to make; refuses what the method refuses."""
-  method, recipe = config.method, _recipe(config.method)
-  size = min(transfers.images_per_step(method, recipe), config.num_images)
+  method, own = config.method, recipe(config.method)
+  size = min(transfers.images_per_step(method, own), config.num_images)
   key = jax.random.key(config.seed)
   state = jax.eval_shape(method.init, key, teacher, student)
   sample = jax.eval_shape(
@@ -125,7 +126,7 @@ def _plan(config: Synthesize, options, teacher, student) -> Plan:
     teacher.spec,
     soft_labels=sample.soft_labels is not None,
   )
-  steps = config.steps or recipe.synthesis_steps
+  steps = config.steps or own.synthesis_steps
   return Plan(method, steps, size, config.num_images, layout)
 
 

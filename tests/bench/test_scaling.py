@@ -1,7 +1,10 @@
+import jax
 import pytest
 
-from dfkt_jax.bench import collectives, scaling
+from dfkt_jax import parallel, placement
+from dfkt_jax.bench import collectives, scaling, topologies, workloads
 from dfkt_jax.bench.scaling import Program
+from tests.assets import package
 from tests.bench.networks import SETTINGS, small  # noqa: F401
 
 PROGRAM = """
@@ -15,6 +18,13 @@ PROGRAM = """
 """
 
 
+def mesh_of(topology):
+  if topology is None:
+    return parallel.make_mesh(8)
+  package("libtpu")
+  return topologies.described(topology)
+
+
 def test_collectives_are_read_from_the_program():
   found = list(collectives.find(PROGRAM))
   assert [(c.kind, c.bytes) for c in found] == [
@@ -26,20 +36,30 @@ def test_collectives_are_read_from_the_program():
 
 
 @pytest.mark.usefixtures("small")
-def test_no_device_ever_gathers_images_or_the_pool():
-  programs = {p.name: p for p in scaling.compile_round(SETTINGS, 8)}
+@pytest.mark.parametrize("topology", [None, "v5e:2x4"])
+def test_no_device_ever_gathers_images_or_the_pool(topology):
+  mesh = mesh_of(topology)
+  with jax.set_mesh(mesh):
+    pieces = list(scaling.pieces(SETTINGS))
+    programs = {p.name: scaling.compile_piece(p) for p in pieces}
+    networks = workloads.networks(SETTINGS, placement.outline)
+  # Arrays of parameters and of statistics: two or so a layer.
+  layers = max(len(jax.tree.leaves(n.variables)) for n in networks)
   assert set(programs) == {
     *("inversion", "generator", "student from generator", "latents"),
     *("push to pool", "student from pool", "shot"),
   }
   labels = 8 * SETTINGS.batch  # two i32 of each drawn image
   for name, program in programs.items():
-    share = program.flops / program.asked
-    assert share < 0.2, f"{name}: {share:.1%} of the work on one of 8 devices"
+    if topology is None:
+      share = program.flops / program.asked
+      assert share < 0.2, f"{name}: {share:.1%} of the work on one of 8 devices"
+    else:
+      assert program.cycles
     reduced = [c for c in program.said if c.kind == "all-reduce"]
     others = [c for c in program.said if c.kind != "all-reduce"]
     assert all(c.bytes <= labels for c in others), (name, others)
-    assert len(reduced) <= program.layers, name
+    assert len(reduced) <= layers, name
     assert bool(reduced) == (name != "push to pool")
   assert not programs["push to pool"].said
   # Of the pool only the drawn images travel.
@@ -55,19 +75,25 @@ def test_no_device_ever_gathers_images_or_the_pool():
 def test_the_table_has_a_row_for_each_program_and_number():
   said = tuple(collectives.find(PROGRAM))
   programs = {
-    1: Program("p", 8e9, 8e9, (), 4),
-    2: Program("p", 8e9, 4e9, said, 4),
+    1: Program("p", 8e9, 8e9, (), 2_000_000, 10_000, None),
+    2: Program("p", 8e9, 4e9, said, 1_000_000, 0, None),
   }
-  records = [scaling.record(p, SETTINGS, n) for n, p in programs.items()]
+  records = [
+    scaling.record(program, {"batch": 16}, parallel.make_mesh(count))
+    for count, program in programs.items()
+  ]
   assert records[0]["collectives"] == {}
+  assert records[0]["batch"] == 16
   assert records[1]["collectives"]["all-gather"] == {
     **dict(count=2, bytes=196_608 + 64, largest=196_608)
   }
   shown = scaling.table(records)
   cells = [list(column.cells) for column in shown.columns]
-  assert cells[2:6] == [
+  assert cells[1:7] == [
+    ["1", "2"],
     ["8.00", "4.00"],
     ["100.0%", "50.0%"],
+    ["2", "1"],
     ["0", "1"],
     ["0.00", "0.00"],
   ]

@@ -1,0 +1,51 @@
+import importlib.util
+
+import jax
+import pytest
+
+from dfkt_jax import parallel
+from dfkt_jax.bench import scaling, topologies
+from dfkt_jax.bench.workloads import Settings
+from dfkt_jax.commands.bench import Bench
+from dfkt_jax.errors import UsageError
+from tests.assets import package
+
+
+def measure(settings, mesh):
+  return scaling.measure(lambda: scaling.pieces(settings), {}, [mesh])
+
+
+def test_the_chips_are_in_the_order_of_their_hosts():
+  package("libtpu")
+  mesh = topologies.described("v5e:4x4")
+  hosts = [device.process_index for device in mesh.devices.flat]
+  assert mesh.shape == {parallel.DATA: 16, parallel.MODEL: 1}
+  assert hosts == sorted(hosts)
+  with jax.set_mesh(mesh):
+    assert parallel.platform() == "tpu"
+  assert parallel.platform() == "cpu"
+
+
+@pytest.mark.parametrize("name", ["v5e:3x5", "h100"])
+def test_a_topology_that_there_is_not(name):
+  package("libtpu")
+  with pytest.raises(UsageError, match="none that libtpu knows .*v5e:4x4"):
+    topologies.described(name)
+
+
+def test_a_batch_that_the_chips_cannot_share():
+  package("libtpu")
+  mesh = topologies.described("v5e:4x4")
+  with pytest.raises(UsageError, match="--batch 24 cannot be split over 16"):
+    next(measure(Settings(batch=24), mesh))
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  with pytest.raises(UsageError, match=r"pip install 'jax\[tpu\]'"):
+    topologies.described("v5e:4x4")
+
+
+def test_a_topology_is_for_scaling_alone():
+  with pytest.raises(UsageError, match="--topology is for dfkt bench scaling"):
+    Bench("distill", topology="v5e:4x4").run(None)  # type: ignore
