@@ -57,8 +57,10 @@ import dataclasses
 from pathlib import Path
 
 from dfkt_jax.commands.distill import Distill
+from dfkt_jax.commands.offline import DistillOffline
 from dfkt_jax.commands.synthesize import Synthesize
 from dfkt_jax.distillation.kd import KD
+from dfkt_jax.distillation.offline import Offline
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.synthesis.deep_inversion import IMAGENET
 from dfkt_jax.synthesis.dfq import DFQ
@@ -84,6 +86,15 @@ deep_inversion_smoke = dataclasses.replace(
   verifier=None,
   num_images=4,
   steps=9,
+)
+
+# The images of `deep_inversion_lite0`, if 140,000 of them, 90 times each.
+offline_lite0_to_mobilenet_v2 = DistillOffline(
+  method=Offline(KD(steps=3_077, lr=0.4, temperature=1.0), batch_size=4096),
+  teacher=_TEACHER,
+  student="mobilenet-v2",
+  transfer_set="tfds:runs/di/dataset",
+  eval_dataset="folder:imagenet/val",
 )
 
 dfq_lite0_to_mobilenet_v2 = Distill(

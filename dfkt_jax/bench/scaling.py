@@ -86,8 +86,8 @@ def compile_piece(piece: Piece) -> Program:
       raise
     said = str(error).strip().splitlines()[0][:200]
     raise DfktError(
-      f"{piece.name!r} does not fit the memory of a device ({said}): give a"
-      " smaller --batch, or more devices"
+      f"{piece.name!r} does not fit the memory of a device ({said}): give"
+      " smaller batches, or more devices"
     ) from error
   text = compiled.as_text() or ""
   asked: Any = lowered.cost_analysis()

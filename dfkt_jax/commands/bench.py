@@ -61,7 +61,7 @@ class Bench:
   against: Literal["torch"] | None = None  # alternates with PyTorch
   # of TPUs that need not be there, such as v5e:4x4, to compile 'scaling' for
   topology: str | None = None
-  # MODULE:NAME, a Distill or a Synthesize, to compile for 'scaling' instead
+  # MODULE:NAME to compile for 'scaling' instead; it makes or distils images
   experiment: str | None = None
   # FIELD=VALUE words for the experiment's fields, such as transfer.kd.lr=0.1
   set: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from flax import linen as nn
 import jax
 import numpy as np
 
@@ -13,11 +14,13 @@ from dfkt_jax.commands import evaluation, summary
 from dfkt_jax.commands.checks import check_numbers
 from dfkt_jax.data.stream import Stream, put, stack
 from dfkt_jax.distillation import transfer as transfers
+from dfkt_jax.distillation.kd import State as Learner
 from dfkt_jax.distillation.offline import Offline
 from dfkt_jax.distillation.transfer_set import TransferSet, open_transfer_set
 from dfkt_jax.driver import RunOptions, drive
 from dfkt_jax.errors import UsageError
 from dfkt_jax.loops import Loops
+from dfkt_jax.network import Network
 
 STEPS_PER_ROUND = 20
 GRID_IMAGES = 64
@@ -158,7 +161,7 @@ def _learn(config, options, module, teacher, stream, mesh, judge):
     options,
     title="distill offline",
     state=placement.create(
-      functools.partial(_init, method, module), key, teacher
+      functools.partial(begin, method, module), key, teacher
     ),
     rounds=rounds,
     advance=advance,
@@ -170,7 +173,9 @@ def _learn(config, options, module, teacher, stream, mesh, judge):
   )
 
 
-def _init(method, module, key, teacher):
-  """A student as it begins in the other distillations, too."""
+def begin(
+  method: Offline, module: nn.Module, key: jax.Array, teacher: Network
+) -> Learner:
+  """The state before the first step, with the other distillations' student."""
   student_key = transfers.stream(key, transfers.INIT, 1)
   return method.kd.init(net.init(student_key, module, teacher.spec))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from dfkt_jax import models, placement, teachers
+from dfkt_jax import models, parallel, placement, teachers
 from dfkt_jax.bench.workloads import Piece, piece
-from dfkt_jax.commands import distill, synthesize
+from dfkt_jax.commands import distill, offline, synthesize
 from dfkt_jax.commands.distill import Distill
+from dfkt_jax.commands.offline import DistillOffline
 from dfkt_jax.commands.synthesize import Synthesize
 from dfkt_jax.distillation import pool as pools
 from dfkt_jax.distillation import transfer as transfers
@@ -18,6 +20,7 @@ from dfkt_jax.errors import UsageError
 from dfkt_jax.loops import Loops
 from dfkt_jax.network import Network
 from dfkt_jax.synthesis import contract
+from dfkt_jax.synthesis.contract import Batch
 
 
 def prepare(config: Any) -> Callable[[], Iterator[Piece]]:
@@ -25,7 +28,8 @@ def prepare(config: Any) -> Callable[[], Iterator[Piece]]:
 
   They are for the current mesh, which may be of described devices. Of a Distill
   the steps that a round is made of, and then the round as the one program that
-  it is on an accelerator. Of a Synthesize a step of each stage.
+  it is on an accelerator. Of a Synthesize a step of each stage, of a
+  DistillOffline the student's.
 
   Raises:
     UsageError: it is another experiment.
@@ -37,9 +41,11 @@ def prepare(config: Any) -> Callable[[], Iterator[Piece]]:
     student = _shapes(config.student) if config.student else None
     teacher = _shapes(config.teacher)
     return functools.partial(_of_synthesize, config, teacher, student)
+  if isinstance(config, DistillOffline):
+    return functools.partial(_of_offline, config, _shapes(config.teacher))
   raise UsageError(
-    f"--experiment is a {type(config).__name__}: give one that is a Distill or"
-    " a Synthesize"
+    f"--experiment is a {type(config).__name__}: give one that is a Distill, a"
+    " DistillOffline or a Synthesize"
   )
 
 
@@ -73,7 +79,7 @@ def _of_distill(config: Distill, teacher: Network) -> Iterator[Piece]:
   times = transfer.student_steps
   yield piece("student", times, learn, learner, key, source, teacher)
   whole = transfers.make_round(method, transfer, Loops(rolled=True))
-  index = placement.outline(lambda: jax.numpy.int32(0))
+  index = placement.outline(lambda: jnp.int32(0))
   yield piece("the whole round", 1, whole, state, index, key, teacher)
 
 
@@ -85,6 +91,23 @@ def _of_synthesize(
   state = placement.outline(method.init, key, teacher, student)
   steps = config.steps or synthesize.recipe(method).synthesis_steps
   yield from _of_method(method, steps, key, state, teacher, student)
+
+
+def _of_offline(config: DistillOffline, teacher: Network) -> Iterator[Piece]:
+  method, count, spec = config.method, config.method.batch_size, teacher.spec
+  key, teacher = _key(), placement.outline(placement.constrain, teacher)
+  module = models.build(config.student, spec.classes)
+  init = functools.partial(offline.begin, method, module)
+  state = placement.outline(init, key, teacher)
+
+  def fetch():
+    soft = jnp.zeros((count, spec.classes))
+    pixels = jnp.zeros((count, *spec.shape), jnp.uint8)
+    stored = soft if method.kd.target == "stored" else None
+    return parallel.split(Batch(pixels, jnp.zeros(count, jnp.int32), stored))
+
+  index, batch = placement.outline(lambda: (jnp.int32(0), fetch()))
+  yield piece("student", 1, method.step, key, state, index, batch, teacher)
 
 
 def _of_method(method, steps, *arguments) -> Iterator[Piece]:

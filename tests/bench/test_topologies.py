@@ -3,11 +3,11 @@ import importlib.util
 import jax
 import pytest
 
-from dfkt_jax import parallel
+from dfkt_jax import parallel, placement
 from dfkt_jax.bench import scaling, topologies
-from dfkt_jax.bench.workloads import Settings
+from dfkt_jax.bench.workloads import Settings, piece
 from dfkt_jax.commands.bench import Bench
-from dfkt_jax.errors import UsageError
+from dfkt_jax.errors import DfktError, UsageError
 from tests.assets import package
 
 
@@ -38,6 +38,16 @@ def test_a_batch_that_the_chips_cannot_share():
   mesh = topologies.described("v5e:4x4")
   with pytest.raises(UsageError, match="--batch 24 cannot be split over 16"):
     next(measure(Settings(batch=24), mesh))
+
+
+def test_a_program_that_the_chips_cannot_hold():
+  package("libtpu")
+  with jax.set_mesh(topologies.described("v5e:2x2")):
+    key = placement.outline(lambda: jax.random.key(0))
+    normal = lambda key: jax.random.normal(key, (2**16, 2**16))
+    large = piece("large", 1, lambda key: normal(key) @ normal(key), key)
+    with pytest.raises(DfktError, match="'large' does not fit the memory"):
+      scaling.compile_piece(large)
 
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):

@@ -12,9 +12,11 @@ from dfkt_jax.bench import scaling, topologies
 from dfkt_jax.commands import rehearsal
 from dfkt_jax.commands.bench import Bench
 from dfkt_jax.commands.distill import Distill
+from dfkt_jax.commands.offline import DistillOffline
 from dfkt_jax.commands.synthesize import Synthesize
 from dfkt_jax.commands.train import TrainTeacher
 from dfkt_jax.distillation.kd import KD
+from dfkt_jax.distillation.offline import Offline
 from dfkt_jax.distillation.transfer import Transfer
 from dfkt_jax.errors import UsageError
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
@@ -73,6 +75,17 @@ def test_the_stages_of_a_synthesis(teacher):
   assert (second.name, second.times) == ("InTwo, stage 2 of 2", 1)
 
 
+@pytest.mark.parametrize("target", ["teacher", "stored"])
+def test_a_student_of_a_transfer_set(teacher, target):
+  kd = KD(steps=4, target=target)
+  config = DistillOffline(
+    Offline(kd, batch_size=16), teacher, "convnet-half", "tfds:x"
+  )
+  (row,) = compiled(config, parallel.make_mesh(8)).values()
+  assert row["program"] == "student"
+  assert set(row["collectives"]) == {"all-reduce"}
+
+
 def test_a_round_compiles_for_tpus(teacher):
   package("libtpu")
   config = Distill(GENERATOR, FRESH, teacher, "convnet-half")
@@ -88,6 +101,7 @@ def test_by_its_name(teacher, tmp_path):
   package("libtpu")
   (tmp_path / "mine.py").write_text(f"""
 from pathlib import Path
+from dfkt_jax.commands.offline import DistillOffline
 from dfkt_jax.commands.synthesize import Synthesize
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
 noise = Synthesize(DeepInversion(), teacher=Path({str(teacher)!r}))
