@@ -147,6 +147,30 @@ def test_a_cpu_is_two_devices_where_nobody_says(
   assert int(found) == count
 
 
+MANY_STEPS = """
+import jax, jax.numpy as jnp
+from dfkt_jax import parallel
+from dfkt_jax.loops import Loops
+
+def body(x, index):
+  sums = [jnp.sin(index + part * x).sum(0) for part in range(4)]
+  return parallel.split(0.9 * x + 0.01 * sum(sums)), sums[0].sum()
+
+with jax.set_mesh(parallel.named_mesh("data=2")):
+  x = jax.jit(lambda: parallel.split(jnp.ones((64, 64))))()
+  repeat = Loops(rolled=False).repeat(body, 500)
+  for round in range(6):
+    x, _ = repeat(x, 500 * round)
+  jax.block_until_ready(x)
+print("done")
+"""
+
+
+def test_many_steps_on_two_devices_of_two_threads_come_to_an_end():
+  """XLA:CPU stands still where too many steps are launched at once."""
+  assert fresh(["-c"], MANY_STEPS, NPROC="2") == "done\n"
+
+
 REFUSED = """
 from dfkt_jax import parallel
 from dfkt_jax.errors import UsageError
