@@ -9,7 +9,9 @@ once. The same command goes on where the last one was stopped: what is finished
 is not run again. A run that fails is told of and does not stop the others.
 
 --each VARIABLE=A,B,... gives the runs that go on at once a value each of an
-environment variable: CUDA_VISIBLE_DEVICES=0,1,2,3 is one GPU a run. --part I/N
+environment variable: CUDA_VISIBLE_DEVICES=0,1,2,3 is one GPU a run. Runs that
+share a CPU have it as one device each (JAX_NUM_CPU_DEVICES=1, unless that or
+--mesh says otherwise), a single one as `dfkt run` has it. --part I/N
 takes every N-th run from the I-th on, for N machines or the tasks of a job
 array over one --workdir. At the end stands a table, a row a setting, over its
 seeds, of all that is finished; it is in --workdir/table.csv too, a row a run.
@@ -41,6 +43,7 @@ import sys
 import time
 
 PREEMPTED = 75
+CPU_DEVICES = "JAX_NUM_CPU_DEVICES"
 LONGEST_NAME = 200
 FIGURES = ("accuracy_last", "accuracy_best", "agreement", "wall_seconds")
 
@@ -213,14 +216,21 @@ def _carry_out(args, runs) -> list[Run]:
   return failed
 
 
-def _start(args, run, slot):
+def _own(args, slot) -> dict[str, str]:
+  """What a run has in its environment that the others need not have."""
   name, values = args.each or ("", [])
   own = {name: values[slot]} if values else {}
+  if args.jobs > 1 and not any(w.startswith("--mesh") for w in args.words):
+    own.setdefault(CPU_DEVICES, os.environ.get(CPU_DEVICES, "1"))
+  return own
+
+
+def _start(args, run, slot):
   # Beside the workdir, which has to be new to `dfkt run`.
   with open(run.log, "a") as log:
     return subprocess.Popen(
       run.command(args.words),
-      env={**os.environ, **own},
+      env={**os.environ, **_own(args, slot)},
       stdout=log,
       stderr=subprocess.STDOUT,
       # Ctrl-C reaches a whole group; each is to be told once, by us.

@@ -147,6 +147,25 @@ def test_a_sweep_tells_faults_and_goes_on_from_what_is_finished(
   assert "started" not in text
 
 
+@pytest.mark.parametrize(
+  ("flags", "expected"),
+  [
+    (["--jobs", "1"], {}),
+    (["--jobs", "2"], {"JAX_NUM_CPU_DEVICES": "1"}),
+    (["--jobs", "2", "--flags", "--mesh data=2"], {}),
+    (["--each", "A=x,y"], {"A": "y", "JAX_NUM_CPU_DEVICES": "1"}),
+  ],
+)
+def test_runs_that_share_a_cpu_are_one_device_each(
+  words, monkeypatch, flags, expected
+):
+  monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+  assert sweep._own(sweep._parse([*words, *flags]), 1) == expected
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+  kept = {name: "3" for name in expected if name != "A"}
+  assert expected | kept == sweep._own(sweep._parse([*words, *flags]), 1)
+
+
 def test_a_stop_is_handed_on_and_begins_nothing_new(words, tmp_path):
   process = start([*words, "--grid", "wait=100", "--seeds", "1", "2"])
   began = lambda: list((tmp_path / "w").glob("*/began"))
