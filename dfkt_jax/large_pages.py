@@ -14,6 +14,9 @@ import sys
 
 VARIABLE = "GLIBC_TUNABLES"
 TUNABLE = "glibc.malloc.hugetlb"  # 0: as it was; GNU C library 2.35 and newer
+# The number of the process that has begun again. Where `python` is a script
+# that sets GLIBC_TUNABLES itself, that variable would not tell.
+BEGUN = "DFKT_BEGUN_AGAIN"
 MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -22,18 +25,22 @@ def begin_again(environment: Mapping[str, str] = os.environ) -> None:
 
   It keeps its number, its folder and its files. To be called before anything is
   done. Comes back where large pages are not to be had (no Linux, another C
-  library, a kernel that is told not to) or need not be asked for (the kernel
-  gives them to all, GLIBC_TUNABLES says something of them).
+  library, a kernel that is told not to), need not be asked for (the kernel
+  gives them to all, GLIBC_TUNABLES says something of them), or would cost the
+  program (Python reads it from its standard input).
   """
-  said = environment.get(VARIABLE, "")
-  if TUNABLE in said or not sys.executable or not _on_request():
+  said, number = environment.get(VARIABLE, ""), str(os.getpid())
+  if TUNABLE in said or environment.get(BEGUN) == number:
+    return
+  words = sys.orig_argv[1:]
+  if not words or "-" in words or not sys.executable or not _on_request():
     return
   tunables = f"{said}:{TUNABLE}=1" if said else f"{TUNABLE}=1"
   with contextlib.suppress(OSError):
     os.execve(
       sys.executable,
-      [sys.executable, *sys.orig_argv[1:]],
-      {**environment, VARIABLE: tunables},
+      [sys.executable, *words],
+      {**environment, VARIABLE: tunables, BEGUN: number},
     )
 
 

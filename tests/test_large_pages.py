@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dfkt_jax import large_pages
-from dfkt_jax.large_pages import TUNABLE, VARIABLE
+from dfkt_jax.large_pages import BEGUN, TUNABLE, VARIABLE
 
 
 @pytest.fixture
@@ -31,10 +31,27 @@ def test_the_same_command_begins_again(began, said, expected):
   ((program, words, environment),) = began
   assert program == words[0] == sys.executable
   assert words[1:] == sys.orig_argv[1:]
-  assert environment == {"HOME": "/home/x", VARIABLE: expected}
+  own = {VARIABLE: expected, BEGUN: str(os.getpid())}
+  assert environment == {"HOME": "/home/x", **own}
 
 
-def test_it_begins_again_once_and_heeds_a_no(began):
+def test_it_begins_again_once_whatever_python_does_to_the_variable(began):
+  large_pages.begin_again({BEGUN: str(os.getpid())})
+  assert not began
+  large_pages.begin_again({BEGUN: str(os.getppid())})
+  assert len(began) == 1
+
+
+@pytest.mark.parametrize("words", [["python"], ["python", "-", "list"]])
+def test_a_program_from_standard_input_cannot_be_read_again(
+  began, monkeypatch, words
+):
+  monkeypatch.setattr(sys, "orig_argv", words)
+  large_pages.begin_again({})
+  assert not began
+
+
+def test_it_heeds_a_no(began):
   large_pages.begin_again({VARIABLE: f"{TUNABLE}=1"})
   large_pages.begin_again({VARIABLE: f"glibc.malloc.check=3:{TUNABLE}=0"})
   assert not began
@@ -66,7 +83,7 @@ def test_a_process_that_cannot_begin_again_goes_on(began, monkeypatch):
   assert len(began) == 1
 
 
-def test_words_codes_and_the_process_survive_it(tmp_path):
+def test_words_and_codes_survive_it(tmp_path):
   """Of the command line itself, with whatever pages this machine has."""
   kept = {k: v for k, v in os.environ.items() if k != VARIABLE}
   started = subprocess.Popen(
@@ -82,19 +99,19 @@ def test_words_codes_and_the_process_survive_it(tmp_path):
   assert "a folder with spaces" in said
 
 
-def test_the_environment_that_the_process_has_in_the_end():
+def test_the_process_is_the_same_and_has_what_it_asked_for():
   code = (
-    "import os; from dfkt_jax import large_pages;"
-    "large_pages.begin_again(); print(os.environ.get('GLIBC_TUNABLES'))"
+    "import os; from dfkt_jax import large_pages; large_pages.begin_again();"
+    "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'))"
   )
   kept = {k: v for k, v in os.environ.items() if k != VARIABLE}
-  done = subprocess.run(
+  started = subprocess.Popen(
     [sys.executable, "-c", code],
     env=kept,
-    capture_output=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
     text=True,
-    timeout=60,
   )
-  helps = large_pages._on_request()
-  assert done.stdout.split() == [f"{TUNABLE}=1" if helps else "None"]
-  assert done.stderr == ""
+  said, _ = started.communicate(timeout=60)
+  has = f"{TUNABLE}=1" if large_pages._on_request() else "None"
+  assert said.split() == [str(started.pid), has]
