@@ -67,8 +67,8 @@ class Checkpoints:
       reason = str(error).splitlines()[0][:200]
       raise DfktError(
         f"checkpoint {self._directory / str(step)} cannot be restored"
-        f" ({reason}): remove that folder to go on from the one before it, or"
-        " use another --workdir"
+        f" ({reason}): remove that folder to go on from the one before it, or,"
+        " if another version of dfkt wrote it, use another --workdir"
       ) from error
     leaves = [restored["state"][name] for name in _flat(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), restored[

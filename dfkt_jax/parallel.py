@@ -178,14 +178,14 @@ def mesh_over(devices: Sequence[Any], model: int = 1) -> Mesh:
   )
 
 
-def named_mesh(text: str | None) -> Mesh:
+def named_mesh(text: str | None, cpu_devices: int = CPU_DEVICES) -> Mesh:
   """The mesh that --mesh names, such as data=8 or data=4,model=2.
 
   Without a name it is of all devices. A CPU is one device to JAX, which leaves
   a weight gradient to one thread. It is split into as many as are named, else
-  into two if it has two processors, unless the environment or JAX's
-  configuration says into how many. To be called before JAX computes anything:
-  after that a CPU has the devices that it has.
+  into `cpu_devices` if it has as many processors, unless the environment or
+  JAX's configuration says into how many. To be called before JAX computes
+  anything: after that a CPU has the devices that it has.
 
   Raises:
     UsageError: it names none, or one that the devices do not make up.
@@ -203,7 +203,7 @@ def named_mesh(text: str | None) -> Mesh:
   if sizes:
     _split_cpu(sizes.get(DATA, 1) * sizes.get(MODEL, 1))
   else:
-    _split_cpu(min(CPU_DEVICES, processors()))
+    _split_cpu(min(cpu_devices, processors()))
   return make_mesh(**sizes)
 
 

@@ -14,7 +14,8 @@ from dfkt_jax import parallel
 from dfkt_jax.errors import UsageError
 
 # libtpu otherwise asks Google's metadata server where it is, complains of no
-# answer, and takes a lock against a second process, for there is one TPU.
+# answer, and takes a lock against a second process, for there is one TPU. The
+# type is that of the TPU it would run on, not of the one it compiles for.
 _ALONE = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",

@@ -104,7 +104,7 @@ def check_shares(batch: int, devices: int) -> None:
   if batch % devices:
     raise UsageError(
       f"--batch {batch} cannot be split over {devices} devices: give a"
-      f" multiple of {devices}"
+      f" multiple of {devices}, or fewer devices by --mesh data=N"
     )
 
 

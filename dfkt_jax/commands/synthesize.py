@@ -60,7 +60,10 @@ class Synthesize(Generic[M]):
       raise UsageError(f"--num-images is {self.num_images}: give 1 or more")
     if self.steps is not None and self.steps < 1:
       raise UsageError(f"--steps is {self.steps}: give 1 or more")
-    mesh = parallel.named_mesh(options.mesh)
+    # Made apart, an image does not depend on who makes it: each process is one
+    # device on a CPU, as those are that a launcher starts.
+    cpu_devices = 1 if self.apart else parallel.CPU_DEVICES
+    mesh = parallel.named_mesh(options.mesh, cpu_devices)
     teacher, _ = teachers.load(self.teacher)
     student = teachers.load(self.student)[0] if self.student else None
     verifier = teachers.load(self.verifier)[0] if self.verifier else None
