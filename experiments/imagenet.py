@@ -41,13 +41,15 @@ multiplication and one addition are two):
     set
   DFQ: 450,000 x 256 x (2.72 + 5.49) + 45,000 x 256 x 19.38 GFLOP = 1.17 EFLOP
 
-Hours, an ESTIMATE that nobody measured: it takes a tenth of the peak, because
-depthwise convolutions wait for memory. Peaks as the vendors give them: H200 989
-TFLOP/s in bf16 (DeepInversion here), 494 in TF32 (DFQ); v5e 197 in bf16 a chip,
-in which TPUs convolve f32 too.
+Hours, ESTIMATES that nobody measured. On v5e-256 images take 0.16 by what the
+TPU's compiler expects of each step, 1 to 2 % of the peak (docs/scale.md, which
+also has `offline_lite0_to_mobilenet_v2`: 43 seconds). The others assume a tenth
+of the peak, which that makes look bold: depthwise convolutions wait for memory.
+Peaks as the vendors give them: H200 989 TFLOP/s in bf16 (DeepInversion here),
+494 in TF32 (DFQ); v5e 197 in bf16 a chip, in which TPUs convolve f32 too.
 
                     one H200   v5e-256
-  140,000 images    1.0        0.02, each chip with a batch of its own
+  140,000 images    1.0        0.16, each host with batches of its own
   DFQ               6.6        0.06 if batches were of 4,096 and steps fewer; as
                                it is, a batch is an image a chip, and if a step
                                took 10 ms 495,000 of them would take 1.4
