@@ -233,6 +233,22 @@ def test_a_benchmark_on_a_cpu_that_is_split(flags, count):
   assert record["devices"] == count
 
 
+def test_an_experiment_is_compiled_for_cpus_that_are_split(tmp_path):
+  save_tiny(tmp_path / "t")
+  (tmp_path / "mine.py").write_text(f"""
+from pathlib import Path
+from dfkt_jax.commands.synthesize import Synthesize
+from dfkt_jax.synthesis.deep_inversion import DeepInversion
+few = Synthesize(
+  DeepInversion(synthesis_batch_size=8), Path({str(tmp_path / "t")!r})
+)
+""")
+  words = ("bench", "scaling", "--experiment", f"{tmp_path}/mine.py:few")
+  lines = fresh(["-m", "dfkt_jax"], *words).splitlines()
+  records = [json.loads(line) for line in lines if line.startswith("{")]
+  assert [record["devices"] for record in records] == [1, 2, 4, 8]
+
+
 def test_a_mesh_is_in_the_order_of_processes_whatever_jax_lists(monkeypatch):
   devices = jax.devices()
   monkeypatch.setattr(jax, "devices", lambda: devices[::-2] + devices[::2])

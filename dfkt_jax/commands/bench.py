@@ -110,22 +110,28 @@ class Bench:
     return mesh if self.mesh or on_cpu else parallel.make_mesh(1)
 
   def _scaling(self):
-    jax.config.update("jax_platforms", "cpu")  # it compiles and runs nothing
+    if self.set and not self.experiment:
+      raise UsageError("--set is for the fields of an --experiment: name one")
+    if self.experiment and self.settings != Settings():
+      raise UsageError(
+        "--arch, --batch and the like are not an --experiment's: change its"
+        " fields by --set FIELD=VALUE"
+      )
+    meshes = self._meshes()  # before a network is read, which begins JAX
     if self.experiment:
       config = experiments.choose(self.experiment, None, self.set)
       pieces = rehearsal.prepare(config)
       about = {"experiment": self.experiment, "set": self.set}
-    elif self.set:
-      raise UsageError("--set is for the fields of an --experiment: name one")
     else:
       pieces = functools.partial(scaling.pieces, self.settings)
       about = {
         name: getattr(self.settings, name)
         for name in ("arch", "batch", "precision")
       }
-    return scaling.measure(pieces, about, self._meshes())
+    return scaling.measure(pieces, about, meshes)
 
   def _meshes(self):
+    jax.config.update("jax_platforms", "cpu")  # it compiles and runs nothing
     if self.topology:
       return [topologies.described(self.topology)]
     if not self.experiment:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dfkt_jax import parallel
 from dfkt_jax.bench import scaling, topologies
+from dfkt_jax.bench.workloads import Settings
 from dfkt_jax.commands import rehearsal
 from dfkt_jax.commands.bench import Bench
 from dfkt_jax.commands.distill import Distill
@@ -129,6 +130,13 @@ def test_experiments_of_another_kind():
   [
     ({"workload": "distill", "experiment": "x.py"}, "--experiment is for dfkt"),
     ({"workload": "scaling", "set": ("a=1",)}, "--set is for the fields"),
+    (
+      {
+        **{"workload": "scaling", "experiment": "x.py"},
+        "settings": Settings(batch=8),
+      },
+      "--batch and the like are not an --experiment's",
+    ),
   ],
 )
 def test_flags_that_do_not_go_together(flags, said):
