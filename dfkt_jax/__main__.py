@@ -1,14 +1,15 @@
-"""The process that `dfkt` and `python -m dfkt_jax` start."""
+"""Entry point of `dfkt` and `python -m dfkt_jax`."""
 
-from dfkt_jax import large_pages
+from dfkt_jax.devices import huge_pages
 
 
 def main() -> None:
-  """The command line; before its imports, so that they are done once."""
-  large_pages.begin_again()
-  from dfkt_jax import cli
+  """Run the command line."""
+  # Before the imports, which a restarted process does again.
+  huge_pages.restart_process()
+  from dfkt_jax.cli import dispatch
 
-  cli.main()
+  dispatch.main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Augmentation inside jit, drawn anew for every image.
+"""Augmentations inside jit, drawn independently for every image.
 
 Images are [batch, height, width, channels] and keep shape and dtype.
 """
@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax import parallel
+from dfkt_jax.devices.sharding import shard
 
 
 def crop_and_flip(key: jax.Array, images: jax.Array, padding: int, flip: bool):
-  """Zero padding, a random crop of the old size, and a flip half of the time.
+  """Pad with zeros, crop at random to the old size, flip half of the images.
 
   The standard augmentation of small images (He et al. 2016, section 4.2).
   """
@@ -25,7 +25,7 @@ def crop_and_flip(key: jax.Array, images: jax.Array, padding: int, flip: bool):
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-  """Shifts each image by up to `padding` pixels; what comes in is zero."""
+  """Shift each image by up to `padding` pixels and fill with zeros."""
   padded = jnp.pad(images, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
   offsets = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
 
@@ -37,19 +37,19 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-  """Mirrors each image left to right with probability one half."""
+  """Mirror each image left to right with probability 1/2."""
   flips = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
   return jnp.where(flips, images[:, :, ::-1], images)
 
 
 def jitter(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
-  """Rolls the whole batch by one offset of up to `pixels` in each direction."""
+  """Roll the whole batch by one offset of up to `pixels` in each direction."""
   shift = jax.random.randint(key, (2,), -pixels, pixels + 1)
   return jnp.roll(images, shift, axis=(1, 2))
 
 
 def jitter_each(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
-  """`jitter` with an offset of its own for every image."""
+  """Roll every image by its own offset of up to `pixels`; see `jitter`."""
   keys = jax.random.split(key, len(images))
   return jax.vmap(lambda k, x: jitter(k, x[None], pixels)[0])(keys, images)
 
@@ -57,9 +57,10 @@ def jitter_each(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
 def random_affine(
   key: jax.Array, images: jax.Array, rotation: float, shrink: float
 ) -> jax.Array:
-  """Turns by up to `rotation` degrees, shrinks by up to the share `shrink`.
+  """Rotate by up to `rotation` degrees, shrink by up to the share `shrink`.
 
-  About the centre, to either side, bilinear; what comes in is zero.
+  Both about the center; rotations go to either side. Pixels are interpolated
+  bilinearly and those from outside the image are zero.
   """
   _, height, width, _ = images.shape
   turn_key, size_key = jax.random.split(key)
@@ -88,27 +89,28 @@ def random_affine(
 
 
 def gaussian_noise(key: jax.Array, images: jax.Array, std: float) -> jax.Array:
-  """Adds independent noise to every value; the result stays in [0, 1]."""
-  noise = std * parallel.split(jax.random.normal(key, images.shape))
+  """Add independent noise to every value; the result stays in [0, 1]."""
+  noise = std * shard(jax.random.normal(key, images.shape))
   return jnp.clip(images + noise, 0.0, 1.0)
 
 
 def salt_and_pepper(
   key: jax.Array, images: jax.Array, share: float
 ) -> jax.Array:
-  """Sets so many of the pixels to 0 or 1, all channels alike."""
+  """Set this share of the pixels to 0 or 1, equal in all channels."""
   drawn = jax.random.uniform(key, (*images.shape[:3], 1))
-  drawn = parallel.split(drawn)
+  drawn = shard(drawn)
   images = jnp.where(drawn < share, 1.0, images)
   return jnp.where(drawn < share / 2, 0.0, images)
 
 
 def mix(key: jax.Array, images: jax.Array, share: float) -> jax.Array:
-  """Mixes so many of the images with others of the batch, drawn at random.
+  """Mix this share of the images with others of the batch, drawn at random.
 
-  Half of those are a convex combination (mixup: Zhang et al., ICLR 2018), half
-  take one image inside and the other outside of a smooth random mask (FMix:
-  Harris et al. 2020). A teacher has to answer for what comes out.
+  Half of the mixed images are a convex combination (mixup: Zhang et al., ICLR
+  2018), half take one image inside and the other outside of a smooth random
+  mask (FMix: Harris et al. 2020). Labels are not mixed: a teacher has to label
+  the result.
   """
   keys = jax.random.split(key, 5)
   count, height, width, _ = images.shape
@@ -129,12 +131,12 @@ def mixup(
   own_first: bool = False,
   each: bool = False,
 ) -> Any:
-  """w batch + (1 - w) batch in another order, for every array of a tree.
+  """Return w x + (1 - w) x[order] for every array x of a tree.
 
-  One w ~ Beta(alpha, alpha) and one order for all of them (mixup: Zhang et al.,
-  ICLR 2018). `own_first` takes w or 1 - w, whichever is larger, so that each
-  stays nearer to itself (MixMatch: Berthelot et al., NeurIPS 2019, equation 9).
-  `each` gives every example a w of its own.
+  All arrays share one w ~ Beta(alpha, alpha) and one random order (mixup: Zhang
+  et al., ICLR 2018). `own_first` takes w or 1 - w, whichever is larger, so that
+  each example stays nearer to itself (MixMatch: Berthelot et al., NeurIPS 2019,
+  equation 9). `each` draws an independent w for every example.
   """
   weight_key, order_key = jax.random.split(key)
   count = len(jax.tree.leaves(batch)[0])
@@ -145,13 +147,13 @@ def mixup(
 
   def mix(x):
     w = weight.reshape(-1, *[1] * (x.ndim - 1))
-    return w * x + (1.0 - w) * parallel.split(x[order])
+    return w * x + (1.0 - w) * shard(x[order])
 
   return jax.tree.map(mix, batch)
 
 
 def quarter_turns(images: jax.Array, turns: jax.Array) -> jax.Array:
-  """Turns square images by i32[batch] quarters, 0 to 3, against the clock."""
+  """Rotate square images counterclockwise by i32[batch] quarters, 0 to 3."""
   turns, out = turns[:, None, None, None], images
   for quarters in (1, 2, 3):
     turned = jnp.rot90(images, quarters, axes=(1, 2))
@@ -169,22 +171,23 @@ def strong(
   blur: float = 0.5,
   flip: bool = True,
 ) -> jax.Array:
-  """The views of MoCo v2 (Chen et al. 2020): crop, colours, blur, flip.
+  """Return views as in MoCo v2 (Chen et al. 2020): crop, color, blur, flip.
 
-  A `resized_crop`, `colour_jitter` for 0.8 of the images, and so many made grey
-  and blurred. Images are in [0, 1].
+  Each image gets a `resized_crop`, 0.8 of them a `colour_jitter` of strength
+  `colour`, the share `grey` becomes gray and the share `blur` is blurred.
+  Images are in [0, 1].
   """
   keys = jax.random.split(key, 7)
   images = resized_crop(keys[0], images, smallest_crop)
   jittered = colour_jitter(keys[1], images, colour)
-  images = _some(keys[2], 0.8, jittered, images)
-  images = _some(keys[3], grey, luminance(images), images)
-  images = _some(keys[4], blur, gaussian_blur(keys[5], images), images)
+  images = _choose(keys[2], 0.8, jittered, images)
+  images = _choose(keys[3], grey, luminance(images), images)
+  images = _choose(keys[4], blur, gaussian_blur(keys[5], images), images)
   return random_flip(keys[6], images) if flip else images
 
 
-def _some(key, share, changed, images):
-  """Each image of `changed` with this probability, else of `images`."""
+def _choose(key, share, changed, images):
+  """Choose each image from `changed` with probability `share`."""
   chosen = jax.random.bernoulli(key, share, (len(images), 1, 1, 1))
   return jnp.where(chosen, changed, images)
 
@@ -192,11 +195,12 @@ def _some(key, share, changed, images):
 def resized_crop(
   key: jax.Array, images: jax.Array, smallest: float
 ) -> jax.Array:
-  """A random rectangle of each image, blown up to its size, bilinear.
+  """Crop a random rectangle of each image and enlarge it to the image's size.
 
-  It has from `smallest` to all of the area and sides of 3:4 to 4:3 (Szegedy et
-  al., CVPR 2015), cut down where it would be larger than the image, where
-  torchvision draws again.
+  The rectangle has a share of the area from `smallest` to 1 and an aspect ratio
+  from 3:4 to 4:3 (Szegedy et al., CVPR 2015). A side that would be longer than
+  the image's is cut to it, where torchvision draws again. Pixels are
+  interpolated bilinearly.
   """
   count, height, width, _ = images.shape
   keys = jax.random.split(key, 3)
@@ -224,12 +228,13 @@ def resized_crop(
 def colour_jitter(
   key: jax.Array, images: jax.Array, strength: float
 ) -> jax.Array:
-  """Brightness, contrast, saturation and hue, drawn for each image.
+  """Change brightness, contrast, saturation and hue, drawn for each image.
 
-  The first three by factors of 1 - strength to 1 + strength, the last by up to
-  a quarter of `strength` of the circle, as MoCo v2 has it. They come in this
-  order, and hue turns about the grey axis: torchvision shuffles and goes
-  through HSV. An image of one channel has no colour: the first two remain.
+  The first three change by factors of 1 - strength to 1 + strength, hue by up
+  to strength / 4 of the color circle, as in MoCo v2. They are applied in this
+  order, and hue rotates about the gray axis; torchvision shuffles them and
+  changes hue in HSV. In images of one channel only brightness and contrast
+  change.
   """
   keys = jax.random.split(key, 4)
   shape = (len(images), 1, 1, 1)
@@ -247,11 +252,12 @@ def colour_jitter(
 
 
 def _blend(images, other, factor):
+  """Interpolate from `other` (0) to `images` (1), or beyond, within [0, 1]."""
   return jnp.clip(other + factor * (images - other), 0.0, 1.0)
 
 
 def _turn_hue(images, turn):
-  """By f32[batch] of the circle about the axis on which colours are equal."""
+  """Rotate colors by f32[batch] of the circle about the gray axis."""
   cos, sin = jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)
   cross = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
   wide = lambda x: x[:, None, None]
@@ -264,7 +270,7 @@ def _turn_hue(images, turn):
 
 
 def luminance(images: jax.Array) -> jax.Array:
-  """What is seen without colour, in all channels (ITU-R 601)."""
+  """Return the luminance (ITU-R 601) in all channels."""
   if images.shape[-1] != 3:
     return images
   weights = jnp.array([0.299, 0.587, 0.114])
@@ -273,9 +279,10 @@ def luminance(images: jax.Array) -> jax.Array:
 
 
 def gaussian_blur(key: jax.Array, images: jax.Array) -> jax.Array:
-  """Blurs each image by a deviation of its own; edges are not darkened.
+  """Blur each image by its own random deviation, without darkening edges.
 
-  0.1 to 2 pixels at a height of 224 (MoCo v2), in proportion at other sizes.
+  The deviation is 0.1 to 2 pixels at a height of 224 (MoCo v2) and proportional
+  to the height at other sizes.
   """
   count, height, width, _ = images.shape
   sigma = jax.random.uniform(key, (count, 1, 1), minval=0.1, maxval=2.0)
@@ -292,9 +299,11 @@ def gaussian_blur(key: jax.Array, images: jax.Array) -> jax.Array:
 def smooth_noise(
   key: jax.Array, count: int, size: list[int], cells: tuple[int, ...]
 ) -> jax.Array:
-  """f32[count, height, width, 1]: unit Gaussians on a grid, cubic in between.
+  """Return smooth noise, f32[count, height, width, 1].
 
-  Each image has so many rows and columns of its own, drawn from `cells`.
+  `size` is (height, width). The noise interpolates cubically between unit
+  Gaussians on a grid. The numbers of rows and of columns of each image's grid
+  are drawn from `cells`.
   """
   keys = jax.random.split(key, 3)
   noise = jax.random.normal(keys[0], (count, max(cells), max(cells)))
@@ -302,12 +311,15 @@ def smooth_noise(
     _cubic(n, cells)[jax.random.randint(k, (count,), 0, len(cells))]
     for k, n in zip(keys[1:], size)
   )
-  noise = parallel.split(noise)
+  noise = shard(noise)
   return jnp.einsum("nhi,nij,nwj->nhw", rows, noise, columns)[..., None]
 
 
 def _cubic(size, cells):
-  """f32[len(cells), size, max(cells)]: interpolates from so many points."""
+  """Return matrices that interpolate `size` values from c, c of `cells`.
+
+  They are f32[len(cells), size, max(cells)], padded with zeros.
+  """
   matrices = [jax.image.resize(jnp.eye(c), (size, c), "cubic") for c in cells]
   widest = max(cells)
   return jnp.stack(

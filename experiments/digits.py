@@ -1,4 +1,4 @@
-"""Quickstart's comparison, one experiment a row, for sweeps over seeds.
+"""The comparison of `dfkt quickstart`, one experiment a row, for sweeps.
 
 COMMAND  dfkt teacher train --arch convnet --dataset digits/train \
            --eval-dataset digits/test --out runs/teacher --steps 400 \
@@ -9,17 +9,18 @@ COMMAND  dfkt teacher train --arch convnet --dataset digits/train \
 import dataclasses
 from pathlib import Path
 
-from dfkt_jax import quickstart
+from dfkt_jax.commands import quickstart
 from dfkt_jax.commands.distill import Distill
 from dfkt_jax.synthesis.noise import Noise
 
 dfq = Distill(
-  method=quickstart.METHOD,
-  transfer=quickstart.TRANSFER,
+  source=quickstart.SOURCE,
+  learner=quickstart.LEARNER,
+  recipe=quickstart.RECIPE,
   teacher=Path("runs/teacher/network"),
   student=quickstart.STUDENT,
   eval_dataset=quickstart.HELD_OUT,
 )
 dfq_seed1 = dataclasses.replace(dfq, seed=1)
 dfq_seed2 = dataclasses.replace(dfq, seed=2)
-noise = dataclasses.replace(dfq, method=Noise())
+noise = dataclasses.replace(dfq, source=Noise())

@@ -4,43 +4,43 @@ COMMAND  dfkt teacher import resnet20-12fca82f.th --arch resnet20 \
            --preset akamaster-cifar10 --out t20
          dfkt run experiments/openworld.py:odsd --workdir runs/odsd
 
-The pool is 5,000 unlabelled photographs, tiny_imagenet_5000.zip, of which a
-method chooses 500; the evaluation set is the first 1,000 test images as
+The pool has 5,000 unlabelled photographs, tiny_imagenet_5000.zip, from which a
+method selects 500; the evaluation set is the first 1,000 test images in
 cifar10_test1000.npz. The student, a small plain network, sees 51,200 images in
-every experiment, ODSD two views of half as many. In `odsd_full_batch` it sees
-two views of as many, and in `*_double_batch` the others see twice as many.
-`published_*` are the papers' recipes and mean a GPU and a pool of a million.
+every experiment, with ODSD two views of half that number. In `odsd_full_batch`
+it sees two views of 51,200 images, and in `*_double_batch` the other methods
+see twice as many. `published_*` are the papers' recipes and need a GPU and a
+pool of a million images.
 """
 
 import dataclasses
 from pathlib import Path
 
-from dfkt_jax.commands.openworld import DistillOpenWorld
+from dfkt_jax.commands.distill import Distill
 from dfkt_jax.distillation.kd import KD
-from dfkt_jax.openworld.contract import Study
+from dfkt_jax.distillation.noise_adaptation import NoiseAdaptation
+from dfkt_jax.distillation.recipe import Recipe
+from dfkt_jax.distillation.relations import ContrastiveRelations
 from dfkt_jax.openworld.dfnd import DFND
 from dfkt_jax.openworld.mosaic import MosaicKD
 from dfkt_jax.openworld.odsd import ODSD
 from dfkt_jax.openworld.random_selection import RandomSelection
 
-_STUDY = Study(
-  kd=KD(
-    steps=800,
-    temperature=4.0,
-    optimizer="adam",
-    lr=2e-3,
-    weight_decay=0.0,
-    crop_padding=4,
-    flip=True,
-  ),
-  student_steps=10,
+_KD = KD(
+  temperature=4.0,
+  optimizer="adam",
+  lr=2e-3,
+  weight_decay=0.0,
+  crop_padding=4,
+  flip=True,
 )
 
 
-def _run(method, batch_size=64):
-  return DistillOpenWorld(
-    method=method,
-    study=dataclasses.replace(_STUDY, batch_size=batch_size),
+def _run(source, learner, batch_size=64):
+  return Distill(
+    source=source,
+    learner=learner,
+    recipe=Recipe(steps=800, batch_size=batch_size, student_steps=10),
     teacher=Path("t20"),
     student="convnet",
     pool="zip:tiny_imagenet_5000.zip",
@@ -50,33 +50,40 @@ def _run(method, batch_size=64):
   )
 
 
-_without = lambda **parts: dataclasses.replace(ODSD(), **parts)
+_noise_adaptation = lambda **fields: NoiseAdaptation(kd=_KD, **fields)
+_relations = lambda **fields: ContrastiveRelations(kd=_KD, **fields)
 
-random = _run(RandomSelection())
-random_double_batch = _run(RandomSelection(), batch_size=128)
-dfnd = _run(DFND())
-dfnd_double_batch = _run(DFND(), batch_size=128)
-dfnd_selection_alone = _run(DFND(noise_weight=0.0))
-odsd = _run(ODSD(), batch_size=32)
-odsd_full_batch = _run(ODSD())
+random = _run(RandomSelection(), _KD)
+random_double_batch = _run(RandomSelection(), _KD, batch_size=128)
+dfnd = _run(DFND(), _noise_adaptation())
+dfnd_double_batch = _run(DFND(), _noise_adaptation(), batch_size=128)
+dfnd_selection_alone = _run(DFND(), _noise_adaptation(noise_weight=0.0))
+odsd = _run(ODSD(), _relations(), batch_size=32)
+odsd_full_batch = _run(ODSD(), _relations())
 odsd_sampling_alone = _run(
-  _without(contrast_weight=0.0, relation_weight=0.0), batch_size=32
+  ODSD(), _relations(contrast_weight=0.0, relation_weight=0.0), batch_size=32
 )
 odsd_without_prototypes = _run(
-  _without(prototype_sampling=False), batch_size=32
+  ODSD(prototype_sampling=False), _relations(), batch_size=32
 )
-odsd_without_denoising = _run(_without(denoise=0.0), batch_size=32)
-odsd_without_contrast = _run(_without(contrast_weight=0.0), batch_size=32)
-odsd_without_relation = _run(_without(relation_weight=0.0), batch_size=32)
-# Half of what its student sees is made by the generator.
+odsd_without_denoising = _run(ODSD(), _relations(denoise=0.0), batch_size=32)
+odsd_without_contrast = _run(
+  ODSD(), _relations(contrast_weight=0.0), batch_size=32
+)
+odsd_without_relation = _run(
+  ODSD(), _relations(relation_weight=0.0), batch_size=32
+)
+# The generator makes half of the images that the student sees.
 mosaic_kd = _run(
   MosaicKD(generator_widths=(64, 64, 32), discriminator_widths=(32, 64)),
+  _KD,
   batch_size=32,
 )
 
 published_dfnd = dataclasses.replace(
   dfnd,
-  study=DFND.study,
+  learner=DFND.learner,
+  recipe=DFND.recipe,
   student="resnet20",
   pool="folder:imagenet/train",
   num_images=600_000,
@@ -84,8 +91,9 @@ published_dfnd = dataclasses.replace(
 )
 published_mosaic_kd = dataclasses.replace(
   mosaic_kd,
-  method=MosaicKD(),
-  study=MosaicKD.study,
+  source=MosaicKD(),
+  learner=MosaicKD.learner,
+  recipe=MosaicKD.recipe,
   student="resnet20",
   pool="folder:imagenet/train",
   num_images=50_000,

@@ -1,10 +1,10 @@
-"""Printed digits to handwritten ones, under three minutes on two CPU cores.
+"""Printed digits to handwritten ones, in under three minutes on two CPU cores.
 
 COMMAND  dfkt run experiments/sfda_digits.py --workdir runs/sfda
 
-A source network learns digits drawn from matplotlib's fonts. Then those are put
-away, and scikit-learn's handwritten digits adapt it, without their labels: by
-SHOT and by AaD. WORKDIR/report.html has both beside source-only, and the target
+A source network learns digits drawn with matplotlib's fonts. Then, without
+those, SHOT and AaD adapt it to scikit-learn's handwritten digits without their
+labels. WORKDIR/report.html compares both with source-only, and shows the target
 in the feature space before and after.
 """
 
@@ -16,8 +16,8 @@ from dfkt_jax.adaptation.shot import SHOT
 from dfkt_jax.commands.adapt import Adapt
 from dfkt_jax.commands.train import TrainTeacher
 from dfkt_jax.distillation.supervised import SFDA
-from dfkt_jax.driver import RunOptions
-from dfkt_jax.report import report
+from dfkt_jax.report.page import report
+from dfkt_jax.runs.driver import RunOptions
 
 _SOURCE = TrainTeacher(
   recipe=dataclasses.replace(
@@ -27,25 +27,26 @@ _SOURCE = TrainTeacher(
   dataset="fonts/train",
   eval_dataset="fonts/test",
 )
-_COURSE = dataclasses.replace(
-  SHOT.course, epochs=15, backbone_rate=1.0, crop_padding=1
+_RECIPE = dataclasses.replace(
+  SHOT.recipe, epochs=15, backbone_rate=1.0, crop_padding=1
 )
 _METHODS = {
-  "shot": (SHOT(label_weight=0.1), _COURSE),
+  "shot": (SHOT(label_weight=0.1), _RECIPE),
   "aad": (
     AaD(dispersion_decay=0.0),
-    dataclasses.replace(_COURSE, lr=0.005, classifier_rate=1.0),
+    dataclasses.replace(_RECIPE, lr=0.005, classifier_rate=1.0),
   ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class SFDADigits:
-  """All of it; each part is a run with a workdir of its own, and resumes."""
+  """All parts, each a run with its own workdir, which resumes."""
 
   seed: int = 0
 
   def run(self, options: RunOptions) -> dict:
+    """Run all parts; return the accuracies and the path of the report."""
     part = lambda name: dataclasses.replace(
       options, workdir=options.workdir / name
     )
@@ -53,14 +54,14 @@ class SFDADigits:
     results = {
       name: Adapt(
         method=method,
-        course=course,
+        recipe=recipe,
         source=options.workdir / "source" / "network",
         target="digits/train",
         eval_dataset="digits/test",
         seed=self.seed,
         pool_cache=options.workdir / "pool",
       ).run(part(name))
-      for name, (method, course) in _METHODS.items()
+      for name, (method, recipe) in _METHODS.items()
     }
     shot = results["shot"]
     row = lambda name, accuracy, seconds: {

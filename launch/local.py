@@ -1,22 +1,22 @@
-"""Several processes of one run on this machine's CPU.
+"""Start several processes of one run on the CPU of this machine.
 
 COMMAND  python launch/local.py --processes 2 -- distill dfq --teacher t20 \
            --student resnet20 --workdir runs/dfq
 
-Behind `--` stand the words of a `dfkt` command that runs on a mesh (distill,
-synthesize, adapt, teacher train, run), for every process the same. Each has
---devices-per-process CPU devices; between them they are one mesh, as the hosts
-of a pod are. What they print has their number before it. SIGTERM and the first
-Ctrl-C are handed on: all save at one round and exit with 75, and the same
-command goes on from there; another Ctrl-C kills them. Where one fails the
-others are stopped, unless --go-on is given, for work that is shared out, such
-as the batches of `synthesize deep-inversion`. Where this script is killed they
-save and stop.
+After `--` are the words of a `dfkt` command that runs on a mesh (distill,
+synthesize, adapt, teacher train, run), the same for every process. Each has
+--devices-per-process CPU devices; together they form one mesh, like the hosts
+of a pod. Their output is prefixed with their number. SIGTERM and the first
+Ctrl-C are forwarded: all processes save at the same round and exit with 75, and
+the same command resumes from there; another Ctrl-C kills them. When one fails
+the others are stopped, unless --go-on is given, for independent work such as
+the batches of `synthesize deep-inversion`. If this script is killed, they save
+and stop.
 
-Exit code: of the process that failed, or else 75 if any was preempted.
+Exit code: that of the process that failed, or else 75 if any was preempted.
 """
 
-# ruff: noqa: T201 (a script: what it prints is what it is for)
+# ruff: noqa: T201 (a script prints its output)
 
 import argparse
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ import threading
 import time
 
 FINE = (None, 0, 75)  # running, done, preempted
-GRACE_SECONDS = 60  # for the others to end by themselves once one has failed
+GRACE_SECONDS = 60  # that the others have to end once one has failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
-      # Ctrl-C reaches a whole group; each is to be told once, by us.
+      # Ctrl-C reaches a whole group; each process must be signalled only once.
       start_new_session=True,
       preexec_fn=_stop_with_parent,
     )
@@ -59,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   ]
   interrupted = []
 
-  def hand_on(number, _):
-    _tell(children, signal.SIGKILL if interrupted else signal.SIGTERM)
+  def forward(number, _):
+    _send(children, signal.SIGKILL if interrupted else signal.SIGTERM)
     if number == signal.SIGINT:
       interrupted.append(number)
 
   for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, hand_on)
+    signal.signal(number, forward)
   readers = [
     threading.Thread(target=_echo, args=(index, child.stdout))
     for index, child in enumerate(children)
@@ -85,28 +85,32 @@ def _parse(argv):
   parser.add_argument("--processes", type=_count, default=2)
   parser.add_argument("--devices-per-process", type=_count, default=1)
   parser.add_argument(
-    "--port", type=_count, help="of process 0 (default: a free one)"
+    "--port", type=_count, help="port of process 0 (default: a free one)"
   )
   parser.add_argument(
     "--go-on",
     action="store_true",
-    help="leave the others alone where one fails",
+    help="do not stop the others when one fails",
   )
   parser.add_argument(
-    "--dry-run", action="store_true", help="print the commands, run none"
+    "--dry-run", action="store_true", help="print the commands only"
   )
-  parser.add_argument("words", nargs="+", help="of dfkt, behind --")
+  parser.add_argument(
+    "words", nargs="+", help="words of a dfkt command, after --"
+  )
   return parser.parse_args(argv)
 
 
 def _count(text):
   if not text.isdigit() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is not a whole number from 1 up"
+    )
   return int(text)
 
 
 def _environments(args):
-  """What each process is told beyond what this one was."""
+  """Return the environment variables of each process besides ours."""
   port = args.port or _free_port()
   return [
     {
@@ -121,7 +125,7 @@ def _environments(args):
 
 
 def _stop_with_parent():
-  """Has Linux send this process a SIGTERM when the one that made it dies."""
+  """Ask Linux to send this process a SIGTERM when its parent dies."""
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -134,29 +138,29 @@ def _free_port():
 
 def _echo(index, stream):
   for line in stream:
-    # A child whose pipe nobody empties stands still.
+    # Go on reading without an output: a child with a full pipe blocks.
     with contextlib.suppress(OSError):
       print(f"[{index}] {line}", end="", flush=True)
 
 
-def _tell(children, number):
+def _send(children, number):
   for child in children:
     if child.poll() is None:
       child.send_signal(number)
 
 
 def _wait(children, grace):
-  """Until all have ended; what to exit with.
+  """Wait until all have ended; return the exit code.
 
-  `grace` is how many seconds the others have once one has failed, None for as
-  many as they like.
+  Args:
+    grace: seconds that the others have once one has failed; None: no limit.
   """
   deadline, failed = None, None
   while None in (codes := [child.poll() for child in children]) or not failed:
     bad = [index for index, code in enumerate(codes) if code not in FINE]
     if bad and failed is None:
-      # Where several ended at once: JAX aborts those that are left behind, and
-      # a kill is the cause and not the effect.
+      # If several ended at once: JAX aborts the processes that are left, and a
+      # kill is the cause, not the effect.
       rank = lambda index: (codes[index] == -signal.SIGABRT, codes[index])
       first = min(bad, key=rank)
       failed = codes[first]
@@ -167,16 +171,16 @@ def _wait(children, grace):
           f"process {first} ended with {failed}: the others are stopped if they"
           f" have not ended in {grace} s"
         )
-      _complain(text)
+      _report(text)
     elif None not in codes:
       return max(codes)
     if deadline is not None and time.monotonic() > deadline:
-      _tell(children, signal.SIGKILL)
+      _send(children, signal.SIGKILL)
     time.sleep(0.1)
-  return failed if failed >= 0 else 128 - failed  # as a shell says it
+  return failed if failed >= 0 else 128 - failed  # as a shell reports it
 
 
-def _complain(text):
+def _report(text):
   print(f"local.py: {text}", file=sys.stderr, flush=True)
 
 

@@ -1,27 +1,27 @@
-"""A grid of runs over named experiments, one process a run.
+"""Run a grid of settings of named experiments, one process a run.
 
 COMMAND  python launch/sweep.py experiments/digits.py:dfq --seeds 0 1 2 \
-           --grid transfer.kd.lr=0.05,0.1 --jobs 2 --workdir runs/sweep
+           --grid learner.lr=0.05,0.1 --jobs 2 --workdir runs/sweep
 
 Every experiment is run for every seed and every combination of --grid's values,
-each as `dfkt run` with a workdir of its own in --workdir, at most --jobs at
-once. The same command goes on where the last one was stopped: what is finished
-is not run again. A run that fails is told of and does not stop the others.
+each as `dfkt run` with a workdir of its own in --workdir, at most --jobs at the
+same time. The same command resumes a sweep that was stopped: finished runs are
+not repeated. A run that fails is reported and does not stop the others.
 
---each VARIABLE=A,B,... gives the runs that go on at once a value each of an
+--each VARIABLE=A,B,... gives each of the simultaneous runs its own value of an
 environment variable: CUDA_VISIBLE_DEVICES=0,1,2,3 is one GPU a run. Runs that
-share a CPU have it as one device each (JAX_NUM_CPU_DEVICES=1, unless that or
---mesh says otherwise), a single one as `dfkt run` has it. --part I/N
-takes every N-th run from the I-th on, for N machines or the tasks of a job
-array over one --workdir. At the end stands a table, a row a setting, over its
-seeds, of all that is finished; it is in --workdir/table.csv too, a row a run.
+share a CPU use it as one device each (JAX_NUM_CPU_DEVICES=1, unless that or
+--mesh is given); a single run uses it as `dfkt run` does. --part I/N takes
+every N-th run from the I-th on, for N machines or the tasks of a job array that
+share one --workdir. At the end a table of all finished runs is printed, with a
+row for each setting over its seeds; --workdir/table.csv has a row for each run.
 
-SIGTERM and Ctrl-C are handed on: runs save and stop, none is begun; another
-Ctrl-C kills them. Where this script is killed they save and stop. Exit code:
-0, 1 where runs failed, 75 where runs have still to be finished.
+SIGTERM and Ctrl-C are forwarded: runs save and stop, and none is started;
+another Ctrl-C kills them. If this script is killed, they save and stop. Exit
+code: 0, 1 if runs failed, 75 if runs are unfinished.
 """
 
-# ruff: noqa: T201 (a script: what it prints is what it is for)
+# ruff: noqa: T201 (a script prints its output)
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -50,12 +50,15 @@ FIGURES = ("accuracy_last", "accuracy_best", "agreement", "wall_seconds")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
+  """One run of the grid."""
+
   experiment: str  # MODULE:NAME
   settings: tuple[str, ...]  # FIELD=VALUE
   seed: int
   workdir: Path
 
   def command(self, words: Sequence[str]) -> list[str]:
+    """Return the command, with more words for `dfkt run`."""
     chosen = ["--set", *self.settings] if self.settings else []
     return [
       *(sys.executable, "-m", "dfkt_jax", "run", self.experiment),
@@ -66,9 +69,11 @@ class Run:
 
   @property
   def log(self) -> Path:
+    """The file with the output of the run, beside its workdir."""
     return self.workdir.with_name(f"{self.workdir.name}.log")
 
   def result(self) -> dict | None:
+    """Return the result, or None if the run is unfinished."""
     path = self.workdir / "result.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -82,20 +87,20 @@ def main(argv: Sequence[str] | None = None) -> int:
       " --grid once, and experiments by paths that differ in more than / and -"
     )
   part, parts = args.part
-  mine = every[part - 1 :: parts]
+  own = every[part - 1 :: parts]
   if args.dry_run:
-    for run in mine:
+    for run in own:
       done = "# finished: " if run.result() else ""
       print(done + shlex.join(run.command(args.words)))
     return 0
   args.workdir.mkdir(parents=True, exist_ok=True)
-  failed = _carry_out(args, mine)
+  failed = _carry_out(args, own)
   _report(args, every)
   for run in failed:
     print(f"failed: {run.workdir.name}: {_last_line(run.log)} ({run.log})")
   if failed:
     return 1
-  return PREEMPTED if any(run.result() is None for run in mine) else 0
+  return PREEMPTED if any(run.result() is None for run in own) else 0
 
 
 def _parse(argv):
@@ -104,7 +109,7 @@ def _parse(argv):
   )
   add = parser.add_argument
   add("experiments", nargs="+", help="MODULE:NAME, as for dfkt run")
-  add("--workdir", type=Path, required=True, help="folder of all the runs")
+  add("--workdir", type=Path, required=True, help="folder of all runs")
   add("--seeds", type=int, nargs="+", default=[0])
   add(
     "--grid",
@@ -113,10 +118,14 @@ def _parse(argv):
     type=_axis,
     help="FIELD=VALUE,VALUE,...; may be given several times",
   )
-  add("--jobs", type=int, help="runs at once (default: 1, or --each's values)")
-  add("--each", type=_axis, help="VARIABLE=VALUE,VALUE,... one a job")
-  add("--part", type=_part, default=(1, 1), help="I/N, I from 1")
-  add("--dry-run", action="store_true", help="print the commands, run none")
+  add(
+    "--jobs",
+    type=int,
+    help="simultaneous runs (default: 1, or the number of --each's values)",
+  )
+  add("--each", type=_axis, help="VARIABLE=VALUE,VALUE,..., one for each job")
+  add("--part", type=_part, default=(1, 1), help="I/N, with I from 1")
+  add("--dry-run", action="store_true", help="print the commands only")
   add("--flags", default="", help="more words for dfkt run, quoted as one")
   args = parser.parse_args(argv)
   slots = len(args.each[1]) if args.each else None
@@ -128,15 +137,12 @@ def _parse(argv):
   args.words = shlex.split(args.flags)
   for flag in ("--set", "--seed", "--workdir"):
     if any(word.split("=")[0] == flag for word in args.words):
-      parser.error(f"--flags has {flag}, which each run has of its own")
+      parser.error(f"--flags has {flag}, which each run sets by itself")
   return args
 
 
 def _axis(text):
-  """FIELD=A,B -> (FIELD, [A, B]); commas in brackets separate none.
-
-  [1,2],[3] are two values.
-  """
+  """FIELD=A,B -> (FIELD, [A, B]); [1,2],[3] are two values."""
   name, equals, values = text.partition("=")
   if not (name and equals and values):
     raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE,VALUE,...")
@@ -155,7 +161,7 @@ def _part(text):
   if not (index.isdigit() and count.isdigit()):
     raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/4")
   if not 1 <= int(index) <= int(count):
-    raise argparse.ArgumentTypeError(f"{text!r}: I is to be from 1 to N")
+    raise argparse.ArgumentTypeError(f"{text!r}: give an I from 1 to N")
   return int(index), int(count)
 
 
@@ -170,7 +176,7 @@ def _runs(args) -> Iterator[Run]:
 
 
 def _safe(name):
-  """As the name of a folder, which may have no more than 255 bytes."""
+  """Return a name for a folder, which may have at most 255 bytes."""
   safe = re.sub(r"[^\w.,=+-]", "-", name)
   if len(safe.encode()) <= LONGEST_NAME and safe == name.replace("/", "-"):
     return safe
@@ -179,7 +185,7 @@ def _safe(name):
 
 
 def _carry_out(args, runs) -> list[Run]:
-  """Runs what is not finished; what failed."""
+  """Carry out the unfinished runs; return those that failed."""
   waiting = [run for run in runs if run.result() is None]
   print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished")
   going: dict[int, tuple[Run, subprocess.Popen]] = {}
@@ -207,7 +213,7 @@ def _carry_out(args, runs) -> list[Run]:
         continue
       del going[slot]
       outcome = {0: "finished", PREEMPTED: "stopped"}.get(code, "failed")
-      if stopped and code < 0:  # told before it could listen
+      if stopped and code < 0:  # signalled before it had a handler
         outcome = "stopped"
       print(f"{outcome} {run.workdir.name}", flush=True)
       if outcome == "failed":
@@ -217,7 +223,7 @@ def _carry_out(args, runs) -> list[Run]:
 
 
 def _own(args, slot) -> dict[str, str]:
-  """What a run has in its environment that the others need not have."""
+  """Return the environment variables of one run."""
   name, values = args.each or ("", [])
   own = {name: values[slot]} if values else {}
   if args.jobs > 1 and not any(w.startswith("--mesh") for w in args.words):
@@ -226,21 +232,21 @@ def _own(args, slot) -> dict[str, str]:
 
 
 def _start(args, run, slot):
-  # Beside the workdir, which has to be new to `dfkt run`.
+  # Beside the workdir, which must not exist before `dfkt run`.
   with open(run.log, "a") as log:
     return subprocess.Popen(
       run.command(args.words),
       env={**os.environ, **_own(args, slot)},
       stdout=log,
       stderr=subprocess.STDOUT,
-      # Ctrl-C reaches a whole group; each is to be told once, by us.
+      # Ctrl-C reaches a whole group; each process must be signalled only once.
       start_new_session=True,
       preexec_fn=_stop_with_parent,
     )
 
 
 def _stop_with_parent():
-  """Has Linux send this process a SIGTERM when the one that made it dies."""
+  """Ask Linux to send this process a SIGTERM when its parent dies."""
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -278,7 +284,7 @@ def _report(args, runs):
       ]
     )
   widths = [max(map(len, column)) for column in zip(*lines)]
-  print("mean, and (with several seeds) the smallest and the largest:")
+  print("mean, and with several seeds (smallest..largest):")
   for line in lines:
     print("  ".join(word.ljust(width) for word, width in zip(line, widths)))
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# One run of dfkt on all hosts of a TPU slice.
+# Start a run of dfkt on all hosts of a TPU slice.
 #
 #   bash launch/tpu_pod.sh NAME ZONE distill dfq --teacher t20 --student resnet20 \
 #     --workdir /mnt/shared/runs/dfq
-#   bash launch/tpu_pod.sh --stop NAME ZONE      tells the run to save and stop
-#   bash launch/tpu_pod.sh --dry-run ...         prints what either would do
+#   bash launch/tpu_pod.sh --stop NAME ZONE      makes the run save and stop
+#   bash launch/tpu_pod.sh --dry-run ...         only prints the commands
 #
-# Needs gcloud, and a TPU VM that is there: NAME is that of
-# `gcloud compute tpus tpu-vm create`. What is committed here is copied to every
-# host; the workdir, teachers and data have to lie where all hosts see them (an
-# NFS share). The hosts' output comes back here; start this
-# from a machine that stays on. After --stop, or when the slice was taken away
-# and is there again, the same command goes on from the last checkpoint.
+# Needs gcloud and an existing TPU VM: NAME is the one given to
+# `gcloud compute tpus tpu-vm create`. The committed code is copied to every
+# host; all hosts have to see the workdir, teachers and data (an NFS share). The
+# output of the hosts is printed here, so start this from a machine that stays
+# on. After --stop, or when the slice was taken away and is available again, the
+# same command resumes from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,14 +46,14 @@ if [ -n "$stop" ]; then
   exit 0
 fi
 
-# What is not committed would not be known afterwards.
+# Results of code that is not committed could not be reproduced.
 if [ -z "$dry_run" ] && [ -n "$(git status --porcelain --untracked-files=no)" ]; then
-  echo "tpu_pod.sh: there are changes that are not committed, and only what is committed is copied: commit them first" >&2
+  echo "tpu_pod.sh: there are uncommitted changes, and only committed code is copied: commit them first" >&2
   exit 2
 fi
 archive=dfkt_jax-$(git rev-parse --short HEAD).tar.gz
 step git archive --format=tar.gz --output="/tmp/$archive" HEAD
 step gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:$archive" \
   --zone="$zone" --worker=all
-# What a commit before this one had goes, but for the environment.
+# Files of an earlier commit are removed, except the environment.
 on_all "mkdir -p dfkt_jax && find dfkt_jax -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && tar -xzf $archive -C dfkt_jax && bash dfkt_jax/launch/tpu_worker.sh ${*@Q}"

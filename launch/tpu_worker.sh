@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One host of a TPU slice: sets dfkt up once, then runs it together with the
-# other hosts. launch/tpu_pod.sh calls it on every host, with the same words.
+# Set up dfkt once on a host of a TPU slice, then run it together with the other
+# hosts. launch/tpu_pod.sh calls this on every host, with the same words.
 #
 #   bash launch/tpu_worker.sh [--dry-run] distill dfq --teacher t20 ...
 set -euo pipefail
@@ -24,8 +24,9 @@ step() {
   fi
 }
 
-# The mark stands only once everything is installed, so that a kill in between
-# begins anew, and so do other dependencies. TPU images may have a Python that is too old for us: uv brings one.
+# .venv/ready is written only once everything is installed, so that an
+# interrupted setup, or one with other dependencies, starts over. The Python of a
+# TPU image may be too old: uv installs another.
 wanted=$(cksum < pyproject.toml)
 if [ "$(cat .venv/ready 2>/dev/null)" != "$wanted" ]; then
   step rm -rf .venv

@@ -28,7 +28,7 @@ def shared_data(name: str) -> Path:
 
 
 def fixtures() -> dict[str, np.ndarray]:
-  """What released implementations answer; see ../shared/fixtures/README.md."""
+  """Values of released implementations; see ../shared/fixtures/README.md."""
   path = _existing(_SHARED / "fixtures" / "peer_values.npz")
   with np.load(path) as file:
     return dict(file)

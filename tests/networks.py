@@ -7,13 +7,12 @@ import jax.numpy as jnp
 
 from dfkt_jax import models, teachers
 from dfkt_jax import network as net
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.network import Classification, InputSpec, Network
 
 
 def spec(size: int = 8, channels: int = 1, classes: int = 10) -> InputSpec:
-  return InputSpec(
-    size, size, channels, (0.4,) * channels, (0.3,) * channels, classes
-  )
+  mean, std = (0.4,) * channels, (0.3,) * channels
+  return InputSpec(size, size, channels, mean, std, Classification(classes))
 
 
 def tiny(seed: int = 0, widths=(4, 8), input_spec=None) -> Network:

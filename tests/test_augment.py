@@ -1,3 +1,5 @@
+"""Augmentations: what they change, how often, and what they keep."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ KEY = jax.random.key(0)
 IMAGES = jnp.arange(6 * 5 * 5, dtype=jnp.float32).reshape(6, 5, 5, 1) + 1
 
 
-def test_a_crop_is_a_shift_with_zeros_coming_in():
+def test_a_crop_is_a_shift_filled_with_zeros():
   cropped = np.asarray(augment.random_crop(KEY, IMAGES, 2))
   assert cropped.shape == IMAGES.shape
   padded = np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
@@ -60,17 +62,17 @@ def _shifts(rolled):
   return shifts
 
 
-def test_nothing_asked_nothing_done():
+def test_without_padding_and_flip_nothing_changes():
   same = augment.crop_and_flip(KEY, IMAGES, 0, False)
   np.testing.assert_array_equal(same, IMAGES)
 
 
-def test_turning_by_nothing_and_shrinking_by_nothing_changes_nothing():
+def test_a_rotation_and_shrinkage_of_zero_change_nothing():
   same = augment.random_affine(KEY, IMAGES, 0.0, 0.0)
   np.testing.assert_allclose(same, IMAGES, rtol=1e-5)
 
 
-def test_turned_images_keep_their_centre_and_lie_within_the_angle():
+def test_rotated_images_keep_their_center_and_stay_within_the_angle():
   images = jnp.zeros((200, 9, 9, 1)).at[:, 4, 4].set(2.0).at[:, 4, 8].set(1.0)
   turned = np.array(augment.random_affine(KEY, images, 45.0, 0.0))[..., 0]
   np.testing.assert_allclose(turned[:, 4, 4], 2.0, rtol=1e-4)
@@ -84,7 +86,7 @@ def test_turned_images_keep_their_centre_and_lie_within_the_angle():
   assert angles.max() > 30.0
 
 
-def test_shrunk_images_are_smaller_and_none_is_larger():
+def test_shrunk_images_are_never_larger():
   images = jnp.ones((200, 16, 16, 1))
   shrunk = np.asarray(augment.random_affine(KEY, images, 0.0, 0.5))
   areas = shrunk.sum((1, 2, 3)) / 256
@@ -100,7 +102,7 @@ def test_noise_has_the_deviation_and_stays_in_range():
   assert float(bright.max()) == 1.0
 
 
-def test_salt_and_pepper_hits_so_many_pixels_in_all_channels():
+def test_salt_and_pepper_hits_its_share_of_pixels_in_all_channels():
   grey = jnp.full((50, 16, 16, 3), 0.5)
   hit = np.asarray(augment.salt_and_pepper(KEY, grey, 0.2))
   assert (hit == hit[..., :1]).all()
@@ -115,7 +117,7 @@ def test_mixed_images_lie_between_two_of_the_batch():
   assert mixed.min() >= 0.2 - 1e-6
   assert mixed.max() <= 0.8 + 1e-6
   spread = np.ptp(mixed, axis=(1, 2))
-  # By a mask: pixels of either. By a convex combination: one grey level.
+  # A mask leaves pixels of either; a convex combination has one gray level.
   masked = spread > 0.5
   assert 0.1 < masked.mean() < 0.4
   off = np.minimum(abs(mixed - 0.2), abs(mixed - 0.8))[masked]
@@ -129,7 +131,7 @@ def test_mixed_images_lie_between_two_of_the_batch():
 def test_mixup_has_one_weight_and_one_order_for_all_arrays():
   labels = jnp.eye(6)
   images, mixed = augment.mixup(KEY, (IMAGES, labels), 0.75)
-  # Labels are one-hot: they tell who was mixed with whom, and how.
+  # One-hot labels show which examples were mixed, and with which weight.
   weights = np.asarray(jnp.diagonal(mixed))
   moved = weights < 1.0 - 1e-6
   assert moved.sum() >= 2
@@ -140,7 +142,7 @@ def test_mixup_has_one_weight_and_one_order_for_all_arrays():
   assert set(np.asarray(mixed).sum(0).round(4)) == {1.0}
 
 
-def test_mixup_may_give_each_a_weight_of_its_own():
+def test_mixup_can_draw_a_weight_for_each_example():
   labels = jnp.eye(6)
   images, mixed = augment.mixup(KEY, (IMAGES, labels), 1.0, each=True)
   weights = np.asarray(jnp.diagonal(mixed))
@@ -150,7 +152,7 @@ def test_mixup_may_give_each_a_weight_of_its_own():
   np.testing.assert_allclose(images.reshape(6, -1), expected, rtol=1e-4)
 
 
-def test_mixup_may_keep_each_nearer_to_itself():
+def test_mixup_can_keep_each_example_nearer_to_itself():
   smallest = {False: [], True: []}
   for own_first, weights in smallest.items():
     for index in range(20):
@@ -173,7 +175,7 @@ def test_a_small_alpha_hardly_mixes():
   assert spread[10.0] < 0.7
 
 
-def test_quarter_turns_are_numpys():
+def test_quarter_turns_equal_those_of_numpy():
   turns = jnp.array([0, 1, 2, 3, 1, 0])
   turned = np.asarray(augment.quarter_turns(IMAGES, turns))
   for old, new, count in zip(np.asarray(IMAGES), turned, turns):
@@ -181,7 +183,7 @@ def test_quarter_turns_are_numpys():
 
 
 def ramp(size=12, count=300):
-  """Images whose first channels are the row and the column, in [0, 1]."""
+  """Return images whose first channels are row and column, in [0, 1]."""
   line = (jnp.arange(size) + 0.5) / size
   y, x = jnp.meshgrid(line, line, indexing="ij")
   image = jnp.stack([y, x, jnp.zeros_like(y)], -1)
@@ -191,7 +193,7 @@ def ramp(size=12, count=300):
 def test_a_resized_crop_is_a_rectangle_within_the_image():
   cropped = np.asarray(augment.resized_crop(KEY, ramp(), 0.25))
   inner = cropped[:, 2:-2, 2:-2]
-  # Inside it is linear in either direction: the slope is the side's length.
+  # Inside it is linear in either direction; the slope is the side's length.
   heights = np.diff(inner[..., 0], axis=1) * 12
   widths = np.diff(inner[..., 1], axis=2) * 12
   assert np.ptp(heights, axis=(1, 2)).max() < 1e-3
@@ -200,13 +202,13 @@ def test_a_resized_crop_is_a_rectangle_within_the_image():
   assert 0.2 < area.min() < 0.35
   assert 0.8 < area.max() <= 1.0 + 1e-3
   assert np.abs(np.log(height / width)).max() < np.log(4 / 3) + 1e-3
-  # Nothing from outside comes in, and everything in it can.
+  # Nothing comes from outside of the image; all of its parts can be cropped.
   assert cropped[..., :2].min() > 0.0
   assert cropped[:, 0, 0, 0].max() > 0.3
   assert cropped[:, -1, -1, 0].max() > 0.95
 
 
-def test_a_resized_crop_of_all_keeps_one_side_whole():
+def test_a_resized_crop_of_the_whole_area_keeps_one_side_whole():
   cropped = np.asarray(augment.resized_crop(KEY, ramp(), 1.0))
   slopes = [12 * np.diff(cropped[:, 2:-2, 2:-2, c], axis=c + 1) for c in (0, 1)]
   sides = np.stack([s[:, 0, 0] for s in slopes])
@@ -214,10 +216,10 @@ def test_a_resized_crop_of_all_keeps_one_side_whole():
   assert sides.min() < 0.9
 
 
-def test_without_colour_only_brightness_and_contrast_change():
+def test_without_color_only_brightness_and_contrast_change():
   grey = jax.random.uniform(KEY, (200, 6, 6, 1))
   changed = np.asarray(augment.colour_jitter(KEY, 0.5 * grey, 0.4))
-  # Brightness and contrast are one line through grey levels (none was cut).
+  # Both together are a linear function of gray levels within the range.
   for old, new in zip(0.5 * np.asarray(grey), changed):
     old, new = old.ravel(), new.ravel()
     fair = (new > 0.0) & (new < 1.0)
@@ -230,17 +232,17 @@ def test_without_colour_only_brightness_and_contrast_change():
   np.testing.assert_array_equal(augment.luminance(grey), grey)
 
 
-def test_colours_turn_about_grey():
+def test_hue_rotates_about_the_gray_axis():
   images = jax.random.uniform(KEY, (50, 4, 4, 3), minval=0.3, maxval=0.7)
   third = augment._turn_hue(images, jnp.full(50, 1 / 3))
-  # A third of the circle exchanges the three.
+  # A third of the circle exchanges the three channels.
   np.testing.assert_allclose(third, jnp.roll(images, 1, -1), atol=1e-5)
   grey = jnp.broadcast_to(images[..., :1], images.shape)
   turned = augment._turn_hue(grey, jnp.linspace(-0.5, 0.5, 50))
   np.testing.assert_allclose(turned, grey, atol=1e-5)
 
 
-def test_jittered_colours_stay_in_range_and_differ_by_image():
+def test_jittered_colors_stay_in_range_and_differ_by_image():
   image = jnp.array([0.9, 0.1, 0.4]).reshape(1, 1, 1, 3)
   many = jnp.broadcast_to(image, (300, 4, 4, 3))
   changed = np.asarray(augment.colour_jitter(KEY, many, 0.4))
@@ -270,11 +272,11 @@ def test_a_blur_spreads_a_point_and_darkens_no_edge():
   assert deviations.min() < 0.2
   assert 1.8 < deviations.max() < 2.05
   small = jnp.zeros((50, 28, 1, 1)).at[:, 14].set(1.0)
-  # In proportion: at an eighth of the size a quarter of a pixel at most.
+  # In proportion to the size: a quarter of a pixel at most at an eighth.
   assert augment.gaussian_blur(KEY, small)[:, 14].min() > 0.9
 
 
-def test_strong_views_have_what_was_asked_for():
+def test_strong_views_have_the_given_options():
   images = jax.random.uniform(KEY, (400, 8, 8, 3))
   nothing = dict(colour=0.0, grey=0.0, blur=0.0, flip=False)
   plain = augment.strong(KEY, images, smallest_crop=0.2, **nothing)
@@ -292,7 +294,7 @@ def test_strong_views_have_what_was_asked_for():
   flipped = np.asarray(augment.strong(KEY, images, **options))
   same = (np.abs(flipped - np.asarray(plain)) < 1e-5).all((1, 2, 3))
   assert same.mean() == pytest.approx(0.5, abs=0.1)
-  # A single channel comes out as finite as it went in, in [0, 1].
+  # Images of one channel stay finite and in [0, 1].
   digit = np.asarray(augment.strong(KEY, images[..., :1]))
   assert digit.shape == (400, 8, 8, 1)
   assert digit.min() >= 0.0 and digit.max() <= 1.0 + 1e-6

@@ -1,12 +1,15 @@
-"""What README and CONTRIBUTING tell people to type works."""
+"""The commands and the code of README and CONTRIBUTING work."""
 
 from pathlib import Path
 import re
 
 import jax
+import numpy as np
 import pytest
 
-from dfkt_jax import cli, teachers
+from dfkt_jax import data, teachers
+from dfkt_jax.cli import dispatch
+from dfkt_jax.runs.metrics import read_metrics
 from tests.networks import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -20,26 +23,74 @@ def teacher(tmp_path_factory):
   return place
 
 
-def python_block(name: str) -> str:
-  (block,) = re.findall(
-    r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  place = tmp_path_factory.mktemp("data") / "digits.npz"
+  np.savez(place, images=data.load("digits/train").images[:40])
+  return f"npz:{place}"
+
+
+def python_blocks(name: str) -> list[str]:
+  text = (ROOT / name).read_text()
+  return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+DISTILL = "--student convnet-half --steps 4 --student-steps 2 --batch-size 8"
+# The file and class that CONTRIBUTING names, and a command that runs them.
+COMMANDS = {
+  "entropy_game.py:EntropyGame": (
+    f"distill {{method}} --teacher {{teacher}} {DISTILL} --latent 4"
+    " --generator-widths 4 4 --entropy-weight 0.5"
+  ),
+  "attention.py:AttentionTransfer": (
+    f"distill noise --learner {{method}} --teacher {{teacher}} {DISTILL}"
+    " --attention-weight 3 --temperature 2"
+  ),
+  "doubtful.py:Doubtful": (
+    "distill {method} --pool {digits} --num-images 20 --teacher {teacher}"
+    f" {DISTILL} --pool-cache {{cache}}"
+  ),
+  "sharpen.py:Sharpen": (
+    "adapt {method} --source {teacher} --target {digits} --batch-size 8"
+    " --epochs 2 --threshold 0.5 --pool-cache {cache}"
+  ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_method_of_each_kind_in_one_file(name, teacher, digits, tmp_path):
+  file, _, method = name.partition(":")
+  text = (ROOT / "CONTRIBUTING.md").read_text()
+  assert name in text
+  (block,) = [
+    block
+    for block in python_blocks("CONTRIBUTING.md")
+    if f"class {method}" in block
+  ]
+  (tmp_path / file).write_text(block)
+  words = COMMANDS[name].format(
+    method=f"{tmp_path / file}:{method}",
+    teacher=teacher,
+    digits=digits,
+    cache=tmp_path / "cache",
   )
-  return block
+  work = tmp_path / "w"
+  dispatch.main([*words.split(), "--mesh", "data=1", "--workdir", str(work)])
+  assert (work / "result.json").exists()
+  last = read_metrics(work)[-1]
+  assert all(np.isfinite(value) for value in last.values())
+  if method == "AttentionTransfer":
+    assert last["distillation/attention"] > 0
 
 
-def test_the_method_in_one_file_of_contributing(teacher, tmp_path):
-  file = tmp_path / "bright.py"
-  file.write_text(python_block("CONTRIBUTING.md"))
-  words = f"distill {file}:Bright --teacher {teacher} --workdir {tmp_path}/w"
-  cli.main(
-    f"{words} --student convnet-half --steps 4 --student-steps 2"
-    " --batch-size 8 --rate 0.2".split()
-  )
-  assert (tmp_path / "w" / "result.json").exists()
+def test_every_method_of_contributing_is_tested():
+  blocks = python_blocks("CONTRIBUTING.md")
+  assert len(blocks) == len(COMMANDS)
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme(teacher):
-  code = python_block("README.md")
+  (code,) = python_blocks("README.md")
   assert '"t20"' in code
   names: dict = {}
   exec(code.replace('"t20"', repr(str(teacher))), names)
@@ -47,15 +98,15 @@ def test_the_python_of_the_readme(teacher):
   assert jax.numpy.isfinite(names["info"].loss)
 
 
-def test_every_flag_and_command_of_the_readme_is_there():
+def test_every_command_of_the_readme_exists():
   readme = (ROOT / "README.md").read_text()
   commands = set(re.findall(r"`dfkt (\w+)", readme))
-  assert commands <= {name.split()[0] for name in cli._COMMANDS}
+  assert commands <= {name.split()[0] for name in dispatch._COMMANDS}
   for name in re.findall(r"`(docs/[\w.]+|experiments/[\w.]+)`", readme):
     assert (ROOT / name).exists()
 
 
-def test_the_test_command_is_the_one_ci_runs():
+def test_the_test_command_is_the_one_that_ci_runs():
   readme = (ROOT / "README.md").read_text()
   commands = re.findall(r"^    (.*-m pytest.*)$", readme, re.MULTILINE)
   assert len(commands) == 1

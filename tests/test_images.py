@@ -1,4 +1,4 @@
-"""Grids have every tile in its place, and PNG files come back equal."""
+"""Grids have their tiles in order, and PNG files keep the pixels."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 from dfkt_jax.images import grid, save_png
 
 
-def test_tiles_lie_row_by_row_between_pads():
+def test_tiles_are_in_rows_with_padding():
   tiles = np.arange(5, dtype=np.uint8)[:, None, None, None] * 10
   tiles = np.broadcast_to(tiles, (5, 32, 40, 3))
   picture = grid(tiles, columns=3, pad=2)
@@ -18,12 +18,12 @@ def test_tiles_lie_row_by_row_between_pads():
     top, left = 2 + index // 3 * 34, 2 + index % 3 * 42
     tile = picture[top : top + 32, left : left + 40]
     assert (tile == index * 10).all()
-  # The place of the sixth tile and the pads are background.
+  # The empty sixth tile and the padding are background.
   assert (picture[36:68, 86:126] == 128).all()
   assert (picture[:2] == 128).all()
 
 
-def test_small_grey_images_are_enlarged_and_coloured():
+def test_small_gray_images_are_enlarged_and_become_rgb():
   images = np.zeros((4, 8, 8, 1), np.float32)
   images[0, 0, 0] = 1.0
   picture = grid(images, pad=1)
@@ -35,7 +35,7 @@ def test_small_grey_images_are_enlarged_and_coloured():
   assert grid(np.zeros((1, 64, 48, 3)), pad=0).shape == (64, 48, 3)
 
 
-def test_floats_are_rounded_clipped_and_freed_of_nan():
+def test_floats_are_rounded_and_clipped_and_nan_is_black():
   values = [-1.0, 0.5, 0.999, 7.0, np.nan, 1 / 255]
   images = np.array(values, np.float32).reshape(6, 1, 1, 1)
   picture = grid(images, columns=6, pad=0, scale=1)
@@ -53,17 +53,17 @@ def test_floats_are_rounded_clipped_and_freed_of_nan():
     np.zeros((2, 8, 8, 3), np.int32),
   ],
 )
-def test_what_is_no_batch_of_images_is_refused(images):
+def test_arrays_that_are_not_images_are_refused(images):
   with pytest.raises(ValueError, match="images"):
     grid(images)
 
 
-def test_a_grid_of_no_columns_is_refused():
+def test_a_grid_needs_at_least_one_column():
   with pytest.raises(ValueError, match="columns=-1"):
     grid(np.zeros((1, 8, 8, 1)), columns=-1)
 
 
-def test_png_round_trip(tmp_path):
+def test_a_png_file_keeps_the_pixels(tmp_path):
   rng = np.random.default_rng(0)
   picture = rng.integers(0, 256, (9, 7, 3), np.uint8)
   save_png(tmp_path / "images" / "a.png", picture)

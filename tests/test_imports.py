@@ -33,7 +33,7 @@ class Missing:
       raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
-from dfkt_jax.cli import main
+from dfkt_jax.cli.dispatch import main
 main({words.split()})
 main(["export", "{tmp_path}/w", "--out", "{tmp_path}/s.pth", "--format", "pth"])
 """

@@ -1,115 +1,111 @@
-"""AdaBN: BatchNorm's statistics of the target in place of the source's.
-
-Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation",
-2016. No gradient. One pass over the target (the last batch is filled up with
-images of another), every BatchNorm running on the batch's own statistics; mean
-and variance of its input over all batches become the running ones, in whatever
-order the batches came:
+"""AdaBN: BatchNorm statistics of the target replace those of the source.
 
   mean = E_b[mean_b],   variance = E_b[variance_b + mean_b^2] - mean^2
+
+Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation",
+2016. There is no gradient. The target is seen once, in batches b, with every
+BatchNorm on the batch's own statistics. The mean and the variance of its input
+over all batches become the running ones; they do not depend on the order of the
+batches. The last batch is filled up with images of another one.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
 from dfkt_jax import network as net
-from dfkt_jax.adaptation.contract import Answers, Batch
-from dfkt_jax.adaptation.course import Course
+from dfkt_jax.adaptation.recipe import Recipe
+from dfkt_jax.contracts import Context
 from dfkt_jax.errors import UsageError
 from dfkt_jax.network import Network
+from dfkt_jax.network.drift import batch_norm_drift, select_statistics
 
 
 class State(NamedTuple):
-  source: Network
+  """Sums over batches, and the network that they result in.
+
+  `AdaBN.network` has the state alone and no context, so the state also holds a
+  copy of the source's parameters.
+  """
+
+  network: Network
   batches: jax.Array  # f32[]
-  means: dict  # summed over batches, in the structure of batch_stats
-  squares: dict  # of the inputs, likewise
+  means: dict  # {path of a BatchNorm: f32[channels]}
+  squares: dict  # of the inputs, in the same form
 
 
 class Info(NamedTuple):
-  drift: jax.Array  # see `drift`
+  """The drift of the running means, see `network.drift`."""
+
+  drift: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaBN:
-  """It has no hyper-parameters of its own."""
+  """A method without hyper-parameters of its own."""
 
-  course: ClassVar[Course] = Course(epochs=1, batch_size=256)
+  recipe: ClassVar[Recipe] = Recipe(epochs=1, batch_size=256)
 
-  def init(
-    self, key: jax.Array, source: Network, answers: Answers, course: Course
-  ) -> State:
+  def init(self, key: jax.Array, context: Context) -> State:
+    """Return the source and empty sums.
+
+    Raises:
+      UsageError: the source has no BatchNorm.
+    """
+    source = context.teacher
     require_batch_norm(source, "ada-bn")
-    nothing = lambda name: _select(
-      jax.tree.map(jnp.zeros_like, source.batch_stats), name
+    zeros = lambda: select_statistics(
+      jax.tree.map(jnp.zeros_like, source.batch_stats), "mean"
     )
-    return State(source, jnp.float32(0.0), nothing("mean"), nothing("mean"))
+    return State(source, jnp.float32(0.0), zeros(), zeros())
 
   def step(
-    self, key: jax.Array, state: State, batch: Batch, course: Course
+    self, key: jax.Array, state: State, context: Context
   ) -> tuple[State, Info]:
-    seen = net.batch_statistics(state.source, batch.images)
-    means, variances = _select(seen, "mean"), _select(seen, "var")
+    """Add a batch to the sums."""
+    moments = net.batch_statistics(context.teacher, context.batch.images)
+    means = select_statistics(moments, "mean")
+    variances = select_statistics(moments, "var")
     squares = jax.tree.map(lambda m, v: v + m**2, means, variances)
     add = lambda sums, new: jax.tree.map(jnp.add, sums, new)
-    state = State(
-      state.source,
-      state.batches + 1.0,
-      add(state.means, means),
-      add(state.squares, squares),
-    )
-    return state, Info(drift(state.source, self.network(state)))
+    batches = state.batches + 1.0
+    means, squares = add(state.means, means), add(state.squares, squares)
+    network = with_statistics(state.network, batches, means, squares)
+    info = Info(batch_norm_drift(context.teacher, network))
+    return State(network, batches, means, squares), info
 
   def network(self, state: State) -> Network:
-    scale = 1.0 / jnp.maximum(state.batches, 1.0)
-    flat = {}
-    for path, total in state.means.items():
-      mean = scale * total
-      variance = scale * state.squares[path] - mean**2
-      flat[*path, "mean"] = mean
-      flat[*path, "var"] = jnp.maximum(variance, 0.0)
-    stats = traverse_util.unflatten_dict(flat)
-    # Before the first batch it is the source.
-    stats = jax.tree.map(
-      lambda new, old: jnp.where(state.batches > 0, new, old),
-      stats,
-      state.source.batch_stats,
-    )
-    variables = {**state.source.variables, "batch_stats": stats}
-    return dataclasses.replace(state.source, variables=variables)
+    """Return the source with the statistics of the batches so far."""
+    return state.network
 
 
-def drift(source: Network, adapted: Network) -> jax.Array:
-  """How far BatchNorm's means have moved, in the source's deviations, f32[].
-
-  The mean over channels, then over layers; 0 without BatchNorm, and where a
-  method makes a network of another architecture.
-  """
-  old, new = source.batch_stats, adapted.batch_stats
-  if source.module != adapted.module:
-    return jnp.float32(0.0)
-  means, deviations = _select(old, "mean"), _select(old, "var")
-  layers = [
-    (jnp.abs(moved - means[path]) / jnp.sqrt(deviations[path] + 1e-5)).mean()
-    for path, moved in _select(new, "mean").items()
-  ]
-  return jnp.stack(layers).mean() if layers else jnp.float32(0.0)
+def with_statistics(
+  network: Network, batches: jax.Array, means: dict, squares: dict
+) -> Network:
+  """Return the network with running statistics from sums over batches."""
+  scale = 1.0 / batches
+  flat = {}
+  for path, total in means.items():
+    mean = scale * total
+    variance = scale * squares[path] - mean**2
+    flat[*path, "mean"] = mean
+    flat[*path, "var"] = jnp.maximum(variance, 0.0)
+  stats = traverse_util.unflatten_dict(flat)
+  variables = {**network.variables, "batch_stats": stats}
+  return dataclasses.replace(network, variables=variables)
 
 
 def require_batch_norm(source: Network, method: str) -> None:
-  """Raises UsageError where there is no BatchNorm to adapt."""
+  """Check that there is BatchNorm to adapt.
+
+  Raises:
+    UsageError: the source has no BatchNorm.
+  """
   if not source.batch_stats:
     raise UsageError(
       f"{method} adapts BatchNorm and {type(source.module).__name__} has none:"
       " use a source with BatchNorm, or another method such as shot"
     )
-
-
-def _select(stats, name) -> dict[tuple[str, ...], Any]:
-  """{path of a BatchNorm: its mean, or its variance}."""
-  flat = traverse_util.flatten_dict(stats)
-  return {path[:-1]: leaf for path, leaf in flat.items() if path[-1] == name}

@@ -1,4 +1,4 @@
-"""3C-GAN: classifier, generator and discriminator work together.
+"""3C-GAN: classifier, generator and discriminator train one another.
 
   min_D  - E log D(x) - E log(1 - D(G(y, z)))
   min_G  - E log D(G(y, z)) + l_s CE(C(G(y, z)), y)
@@ -6,34 +6,36 @@
          + l_clu [mean H(p(x)) + KL(p(x) || p(x + r))] - l_div H(mean p(x))
 
 Li et al., "Model Adaptation: Unsupervised Domain Adaptation without Source
-Data", CVPR 2020; y is uniform over the classes, z ~ N(0, I), w all weights of
-C, which begins as the source, and r the virtual adversarial perturbation
-(`losses.vat`). The classifier tells the generator what a class looks like, the
-discriminator what the target does; the generated images are then labelled
-images of the target. One step of D, of G and of C at every batch, each against
-what the one before has become.
+Data", CVPR 2020. y is uniform over the classes, z ~ N(0, I), w are all weights
+of C, which starts as the source, and r is the virtual adversarial perturbation
+(`losses.vat`). The classifier shows the generator the classes, and the
+discriminator shows it the target; the generated images then are labeled images
+of the target. Each batch has one step of D, one of G and one of C, each against
+the latest state of the others.
 
-No released code is known to us and the weights l, the radius, the networks and
-the rates have not been checked against the paper: all defaults are ours. So is
-what follows. D has spectral normalisation. G is the generator of
-`models.generator` with the class, one hot, beside the noise; where both were
-equally long, it made one image a class. C runs on the batch's own statistics,
-of target and of generated images apart; those of the target alone move the
-running ones. There is no weight decay, as |w - w_source|^2 stands in for it.
-l_div is an addition, SHOT's, and off unless asked for.
+We know of no released code, and have not checked the weights l, the radius, the
+networks and the rates against the paper: all defaults are ours. So are these
+choices:
+  - D has spectral normalization.
+  - G is the generator of `models.generator`, with the one-hot class beside the
+    noise. (Where both had the same length, it made one image for each class.)
+  - C runs on batch statistics, separately for target and generated images; only
+    those of the target move the running statistics.
+  - There is no weight decay, because |w - w_source|^2 replaces it.
+  - l_div is an addition, from SHOT, and 0 by default.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
-from dfkt_jax.adaptation.contract import Answers, Batch
-from dfkt_jax.adaptation.course import Course, Learner
+from dfkt_jax.adaptation.recipe import Recipe, TrainState
+from dfkt_jax.contracts import Context, NonNegative, Positive
+from dfkt_jax.devices.sharding import shard
 from dfkt_jax.losses import classification, information, vat
 from dfkt_jax.models import generator, spectral
 from dfkt_jax.models.generator import GeneratorNetwork
@@ -42,8 +44,9 @@ from dfkt_jax.network import Network
 
 
 class State(NamedTuple):
-  learner: Learner
-  source: net.PyTree  # the source's parameters
+  """C, G and D with their optimizers."""
+
+  train: TrainState  # C
   generator: GeneratorNetwork
   generator_opt_state: optax.OptState
   discriminator: SpectralNetwork
@@ -68,36 +71,41 @@ class Info(NamedTuple):
 class GAN3C:
   """Hyper-parameters; all defaults are ours."""
 
-  latent: int = 100  # dimensions of the noise z
-  generator_widths: tuple[int, ...] = (128, 128, 64)  # channels, coarse to fine
-  discriminator_widths: tuple[int, ...] = (64, 128)  # each halves the image
-  adversary_lr: float = 2e-4  # of Adam on G and on D
-  beta1: float = 0.5  # of Adam
-  guidance_weight: float = 1.0  # l_s, of the class in G's loss
-  label_weight: float = 0.1  # l_g, of generated images in C's loss
-  source_weight: float = 1e-3  # l_w, of |w - w_source|^2
-  clustering_weight: float = 1.0  # l_clu, of entropy and smoothness
-  diversity_weight: float = 0.0  # l_div, of H(mean p); not in the paper
-  radius: float = 1.0  # of r, on images in [0, 1]
+  latent: Annotated[int, Positive] = 100  # dimensions of the noise z
+  # Channels of G, coarse to fine.
+  generator_widths: Annotated[tuple[int, ...], Positive] = (128, 128, 64)
+  # Channels of D; each layer halves the image.
+  discriminator_widths: Annotated[tuple[int, ...], Positive] = (64, 128)
+  adversary_lr: Annotated[float, NonNegative] = 2e-4  # of Adam on G and on D
+  beta1: Annotated[float, NonNegative] = 0.5  # of Adam
+  # l_s, of the class in the loss of G.
+  guidance_weight: Annotated[float, NonNegative] = 1.0
+  # l_g, of generated images in the loss of C.
+  label_weight: Annotated[float, NonNegative] = 0.1
+  # l_w, of |w - w_source|^2.
+  source_weight: Annotated[float, NonNegative] = 1e-3
+  # l_clu, of entropy and smoothness.
+  clustering_weight: Annotated[float, NonNegative] = 1.0
+  # l_div, of H(mean p); not in the paper.
+  diversity_weight: Annotated[float, NonNegative] = 0.0
+  radius: Annotated[float, NonNegative] = 1.0  # of r, on images in [0, 1]
 
-  course: ClassVar[Course] = Course(weight_decay=0.0, backbone_rate=1.0)
+  recipe: ClassVar[Recipe] = Recipe(weight_decay=0.0, backbone_rate=1.0)
 
-  def init(
-    self, key: jax.Array, source: Network, answers: Answers, course: Course
-  ) -> State:
-    """Fresh G and D.
+  def init(self, key: jax.Array, context: Context) -> State:
+    """Return the source, and a fresh G and D.
 
     Raises:
       UsageError: G or D of these widths does not fit the source's images.
     """
+    spec = context.teacher.spec
     keys = jax.random.split(key)
-    shape, inputs = source.spec.shape, self.latent + source.spec.classes
+    shape, inputs = spec.shape, self.latent + spec.classes
     g = generator.init(keys[0], shape, self.generator_widths, inputs)
     d = spectral.init(keys[1], shape, self.discriminator_widths)
     adam = self._adam()
     return State(
-      course.init(source),
-      source.params,
+      context.recipe.init(context.teacher),
       g,
       adam.init(g.params),
       d,
@@ -105,46 +113,51 @@ class GAN3C:
     )
 
   def step(
-    self, key: jax.Array, state: State, batch: Batch, course: Course
+    self, key: jax.Array, state: State, context: Context
   ) -> tuple[State, Info]:
+    """Take a step of D, one of G and one of C."""
+    recipe, batch = context.recipe, context.batch
     keys = jax.random.split(key, 5)
-    images = course.augment(keys[0], batch.images)
-    network, g = state.learner.network, state.generator
+    images = recipe.augment(keys[0], batch.images)
+    network, g = state.train.network, state.generator
     labels = jax.random.randint(
       keys[1], (len(images),), 0, network.spec.classes
     )
-    z = self._condition(keys[2], labels, network.spec.classes)
+    z = self.condition(keys[2], labels, network.spec.classes)
 
-    d, d_opt_state, d_loss = self._discriminator_step(
+    d, d_opt_state, d_loss = self.discriminator_step(
       state, images, generator.generate(g, z)
     )
-    answer = lambda network, images: net.train_logits(network, images, keys[3])
-    g, g_opt_state, g_loss, realism = self._generator_step(
-      state, z, labels, d, lambda images: answer(network, images)[0]
+    dropout_key = keys[3]  # the same for all: `vat` compares predictions
+    predict = lambda network, images: net.train_logits(
+      network, images, dropout_key
+    )
+    g, g_opt_state, g_loss, realism = self.generator_step(
+      state, z, labels, d, lambda images: predict(network, images)[0]
     )
     made = jax.lax.stop_gradient(generator.generate(g, z))
     r = vat.perturbation(
-      keys[4], lambda x: answer(network, x)[0], images, self.radius
+      keys[4], lambda x: predict(network, x)[0], images, self.radius
     )
 
     def loss(params):
       moved = network.with_params(params)
-      logits, variables = answer(moved, images)
+      logits, variables = predict(moved, images)
       info = self.loss(
         logits,
-        answer(moved, made)[0],
+        predict(moved, made)[0],
         labels,
-        squared_distance(params, state.source),
-        vat.loss(lambda x: answer(moved, x)[0], images, r, logits),
+        squared_distance(params, context.teacher.params),
+        vat.loss(lambda x: predict(moved, x)[0], images, r, logits).mean(),
       )
       return info.loss, (variables, info)
 
     gradient, (variables, info) = jax.grad(loss, has_aux=True)(network.params)
-    learner = course.update(state.learner, gradient, variables)
+    train = recipe.update(state.train, gradient, variables)
     info = info._replace(
       generator=g_loss, realism=realism, discriminator=d_loss
     )
-    return State(learner, state.source, g, g_opt_state, d, d_opt_state), info
+    return State(train, g, g_opt_state, d, d_opt_state), info
 
   def loss(
     self,
@@ -154,9 +167,17 @@ class GAN3C:
     distance: jax.Array,
     smoothness: jax.Array,
   ) -> Info:
-    """C's: of f32[batch, classes] logits of target and of generated images."""
-    cross_entropy = classification.cross_entropy(made_logits, labels)
-    entropy = information.entropy(logits)
+    """Return the terms of the loss of C; those of G and D are 0.
+
+    Args:
+      logits: f32[batch, classes], of target images.
+      made_logits: f32[batch, classes], of generated images.
+      labels: i32[batch], of generated images.
+      distance: f32[], |w - w_source|^2.
+      smoothness: f32[].
+    """
+    cross_entropy = classification.cross_entropy(made_logits, labels).mean()
+    entropy = information.entropy(logits).mean()
     marginal = information.marginal_entropy(logits)
     total = (
       self.label_weight * cross_entropy
@@ -178,23 +199,27 @@ class GAN3C:
     )
 
   def network(self, state: State) -> Network:
-    return state.learner.network
+    """Return C as it is."""
+    return state.train.network
 
-  def sample(
+  def generate(
     self, key: jax.Array, state: State, labels: jax.Array
   ) -> jax.Array:
-    """Images of i32[count] classes, f32[count, height, width, channels]."""
-    classes = state.learner.network.spec.classes
-    z = self._condition(key, labels, classes)
+    """Return images of i32[n] classes, f32[n, height, width, channels]."""
+    classes = state.train.network.spec.classes
+    z = self.condition(key, labels, classes)
     return generator.generate(state.generator, z)
 
-  def _condition(self, key, labels, classes):
+  def condition(
+    self, key: jax.Array, labels: jax.Array, classes: int
+  ) -> jax.Array:
+    """Return inputs of G: noise beside the one-hot classes."""
     noise = jax.random.normal(key, (len(labels), self.latent))
     kind = jax.nn.one_hot(labels, classes)
-    return parallel.split(jnp.concatenate([noise, kind], 1))
+    return shard(jnp.concatenate([noise, kind], 1))
 
-  def _discriminator_step(self, state, real, made):
-    """D, its optimiser's state and its loss."""
+  def discriminator_step(self, state: State, real: jax.Array, made: jax.Array):
+    """Return D after a step, the state of its optimizer and its loss."""
     d, made = state.discriminator, jax.lax.stop_gradient(made)
 
     def loss(params):
@@ -210,14 +235,27 @@ class GAN3C:
     )
     return dataclasses.replace(after, params=params), opt_state, value
 
-  def _generator_step(self, state, z, labels, d, answer):
-    """G, its optimiser's state, its loss and the realism in it."""
+  def generator_step(
+    self,
+    state: State,
+    z: jax.Array,
+    labels: jax.Array,
+    d: SpectralNetwork,
+    predict: vat.Predict,
+  ):
+    """Return G after a step, the state of its optimizer, its loss and realism.
+
+    Args:
+      z: f32[batch, latent + classes].
+      labels: i32[batch], the classes in z.
+      predict: C, from images to f32[batch, classes] logits.
+    """
     g = state.generator
 
     def loss(params):
       made = generator.generate(dataclasses.replace(g, params=params), z)
       realism = jax.nn.softplus(-spectral.logits(d, made)).mean()
-      guidance = classification.cross_entropy(answer(made), labels)
+      guidance = classification.cross_entropy(predict(made), labels).mean()
       return realism + self.guidance_weight * guidance, realism
 
     (value, realism), gradient = jax.value_and_grad(loss, has_aux=True)(
@@ -237,6 +275,6 @@ class GAN3C:
 
 
 def squared_distance(params: net.PyTree, others: net.PyTree) -> jax.Array:
-  """|a - b|^2 over all parameters together."""
+  """Return |a - b|^2, summed over all parameters."""
   squares = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), params, others)
   return jax.tree.reduce(jnp.add, squares)

@@ -1,53 +1,59 @@
-"""SFIT: what adaptation has learnt, shown as images and put to use.
+"""SFIT: show in images what adaptation has learned, and learn from them.
 
-A translator G turns target images into ones of which the source S says what the
-adapted network T says of the originals:
+A translator G turns target images into images for which the source S predicts
+what the adapted network T predicts for the originals. There are four stages:
 
   1 adapt      T by SHOT-IM: mean H(p_T(x)) - H(mean p_T(x))
   2 pretrain   G as the identity: KL(p_S(x) || p_S(G(x)))
                + w_id |G(x) - x|_1 + w_con |f_S(G(x)) - f_S(x)|_1
   3 translate  KL(p_T(x) || p_S(G(x))) + l_rp R(f_S(G(x)), f_T(x))
                + l_id |G(x) - x|_1 + l_tv TV(G(x)) + l_bn B(G(x))
-  4 fine-tune  T as in 1, but the entropy of an image counts only if S, of G(x),
-               and T, of x, decide the same
+  4 fine-tune  T as in 1, but the entropy of an image counts only if S for G(x)
+               and T for x have the same decision
 
-f is the last map before the features, |.|_1 a mean over its values, R
-`relation.channels` (relationship preserving), B `statistics.style` (BatchNorm
-inputs against S's running ones). S does not change, T does in 1 and 4 only.
+f is the last map before the features, |.|_1 is a mean over the values, R is
+`relation.channels` (relationship preserving), and B is `statistics.style`
+(BatchNorm inputs against the running ones of S). S never changes, and T changes
+only in stages 1 and 4.
 
 Hou and Zheng, "Visualizing Adapted Knowledge in Domain Transfer", CVPR 2021; B
-is of their "Source Free Domain Adaptation with Image Translation", 2020, off as
-in released code. As released, KL has no temperature, G learns by Adam with a
-rate of 3e-4 that falls as a cosine, l_id and l_tv are 0.03 on digits, T's rate
-is halved in 4, and there the entropy is gated, where the paper's text has a
-cross-entropy. Epochs are the released ones of digits: 30 of stage 1 (SHOT's),
-10, 30 and 30. VisDA: 45 epochs, shares of 0.333, 0.111 and 0.444; Office: 130,
-0.115, 0.385 and 0.385.
+is from their "Source Free Domain Adaptation with Image Translation", 2020, and
+off as in released code. These follow released code: KL has no temperature; G
+learns by Adam at a rate of 3e-4 with a cosine schedule; l_id and l_tv are 0.03
+on digits; the rate of T is halved in stage 4, where entropy is gated, while the
+text of the paper has a cross-entropy. Epochs are the released ones for digits:
+30 of stage 1 (SHOT's), then 10, 30 and 30. For VisDA it has 45 epochs with
+shares of 0.333, 0.111 and 0.444, for Office 130 epochs with shares of 0.115,
+0.385 and 0.385.
 
-Ours, or not checked: l_rp, w_id and w_con; the form of TV; that the entropy in
-4 is a mean over the images that count, and T's decision that of its running
-statistics; that G's images are in [0, 1] where l_id and l_tv weigh them; one
-cosine over 2 and 3; that T's rate falls over 1 and 4 as if nothing were between
-them; batches of 64 throughout. `label_weight` gives 1 and 4 the pseudo-labels
-of SHOT as well.
+These are our choice, or have not been checked:
+  - l_rp, w_id and w_con, and the form of TV.
+  - The entropy in stage 4 is a mean over the images that count, and the
+    decision of T is that of its running statistics.
+  - Images from G are in [0, 1] where l_id and l_tv weigh them.
+  - One cosine spans stages 2 and 3. The rate of T falls over stages 1 and 4 as
+    if nothing were between them.
+  - Batches are of 64 images in all stages.
+`label_weight` adds the pseudo-labels of SHOT to stages 1 and 4.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dfkt_jax import loops
 from dfkt_jax import network as net
-from dfkt_jax.adaptation import banks, shot
-from dfkt_jax.adaptation.contract import Answers, Batch
-from dfkt_jax.adaptation.course import Course
+from dfkt_jax.adaptation import shot
+from dfkt_jax.adaptation.recipe import Recipe
 from dfkt_jax.adaptation.shot import SHOT, UNKNOWN
+from dfkt_jax.contracts import Context, NonNegative, Positive, Share
+from dfkt_jax.devices import loops
 from dfkt_jax.distillation import optimizers
 from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import classification, image_prior, relation, statistics
+from dfkt_jax.memory import feature_bank
 from dfkt_jax.models import translator
 from dfkt_jax.models.translator import TranslatorNetwork
 from dfkt_jax.network import Network
@@ -56,14 +62,15 @@ ADAPT, PRETRAIN, TRANSLATE, FINE_TUNE = range(4)
 
 
 class State(NamedTuple):
-  adaptation: shot.State  # T; its learner counts the steps of all stages
-  source: Network  # S
+  """T and G."""
+
+  adaptation: shot.State  # T; its train state counts the steps of all stages
   translator: TranslatorNetwork  # G
   translator_opt_state: optax.OptState
 
 
 class Terms(NamedTuple):
-  """Of G, before weighting; 0 in stages in which it does not learn."""
+  """Loss terms of G before weighting; 0 in stages in which G does not learn."""
 
   loss: jax.Array
   divergence: jax.Array  # KL
@@ -75,9 +82,11 @@ class Terms(NamedTuple):
 
 
 class Info(NamedTuple):
-  loss: jax.Array  # of what learns in the stage
+  """Loss terms before weighting, of T and of G."""
+
+  loss: jax.Array  # of the network that learns in the stage
   stage: jax.Array  # 0 to 3
-  agreement: jax.Array  # share of images of which S and T decide the same
+  agreement: jax.Array  # share of images with the same decision of S and T
   entropy: jax.Array
   marginal_entropy: jax.Array
   divergence: jax.Array
@@ -92,80 +101,84 @@ class Info(NamedTuple):
 class SFIT:
   """Hyper-parameters; defaults are the released ones for digits, or ours."""
 
-  adapt_share: float = 0.3  # of the steps: adapt by SHOT-IM
-  pretrain_share: float = 0.1  # of the steps: the translator as the identity
-  translate_share: float = 0.3  # of the steps: translate; the rest fine-tunes
-  label_weight: float = 0.0  # of SHOT's pseudo-labels
-  fine_tune_rate: float = 0.5  # times --lr, in fine-tuning
-  translator_width: int = 32  # channels of G's first layer
-  translator_blocks: int = 3  # residual ones
-  translator_lr: float = 3e-4  # of Adam
-  pretrain_identity_weight: float = 1.0  # w_id (ours)
-  pretrain_content_weight: float = 1.0  # w_con (ours)
-  relation_weight: float = 1.0  # l_rp (ours)
-  identity_weight: float = 0.03  # l_id
-  variation_weight: float = 0.03  # l_tv
-  style_weight: float = 0.0  # l_bn; needs BatchNorm
+  # Share of the steps that adapt by SHOT-IM.
+  adapt_share: Annotated[float, Share] = 0.3
+  # Share of the steps that pretrain the translator as the identity.
+  pretrain_share: Annotated[float, Share] = 0.1
+  # Share of the steps that translate; the rest fine-tunes.
+  translate_share: Annotated[float, Share] = 0.3
+  label_weight: Annotated[float, NonNegative] = 0.0  # of SHOT's pseudo-labels
+  # Factor of --lr in fine-tuning.
+  fine_tune_rate: Annotated[float, NonNegative] = 0.5
+  # Channels of G's first layer.
+  translator_width: Annotated[int, Positive] = 32
+  translator_blocks: Annotated[int, NonNegative] = 3  # residual ones
+  translator_lr: Annotated[float, NonNegative] = 3e-4  # of Adam
+  pretrain_identity_weight: Annotated[float, NonNegative] = 1.0  # w_id (ours)
+  pretrain_content_weight: Annotated[float, NonNegative] = 1.0  # w_con (ours)
+  relation_weight: Annotated[float, NonNegative] = 1.0  # l_rp (ours)
+  identity_weight: Annotated[float, NonNegative] = 0.03  # l_id
+  variation_weight: Annotated[float, NonNegative] = 0.03  # l_tv
+  style_weight: Annotated[float, NonNegative] = 0.0  # l_bn; needs BatchNorm
 
-  course: ClassVar[Course] = Course(epochs=100, classifier_rate=0.0)
+  recipe: ClassVar[Recipe] = Recipe(epochs=100, classifier_rate=0.0)
 
-  def init(
-    self, key: jax.Array, source: Network, answers: Answers, course: Course
-  ) -> State:
-    """T as S, and a fresh G.
+  def init(self, key: jax.Array, context: Context) -> State:
+    """Return T as S, and a fresh G.
 
     Raises:
-      UsageError: shares exceed 1, no BatchNorm but a term that needs it, or
-        images that cannot be translated.
+      UsageError: the shares exceed 1, a term needs BatchNorm and there is none,
+        or images of this shape cannot be translated.
     """
+    source, recipe = context.teacher, context.recipe
     self._check(source)
     g = translator.init(
       key, source.spec.shape, self.translator_width, self.translator_blocks
     )
-    adaptation = self._shot().init(key, source, answers, self._own(course))
-    opt_state = self._optimizer(course).init(g.params)
-    return State(adaptation, source, g, opt_state)
+    own = context._replace(recipe=self._own_recipe(recipe))
+    adaptation = self._shot().init(key, own)
+    return State(adaptation, g, self._optimizer(recipe).init(g.params))
 
-  def relabel(
-    self, key: jax.Array, state: State, answers: Answers, course: Course
-  ) -> State:
-    adaptation = self._shot().relabel(key, state.adaptation, answers, course)
+  def relabel(self, key: jax.Array, state: State, context: Context) -> State:
+    """Return the state with the pseudo-labels of a new epoch."""
+    adaptation = self._shot().relabel(key, state.adaptation, context)
     return state._replace(adaptation=adaptation)
 
   def step(
-    self, key: jax.Array, state: State, batch: Batch, course: Course
+    self, key: jax.Array, state: State, context: Context
   ) -> tuple[State, Info]:
-    stage = self.stage(course.progress(state.adaptation.learner))
+    """Take a step of T or of G, depending on the stage."""
+    source, images = context.teacher, context.batch.images
+    stage = self.stage(context.progress)
     adapts = (stage == ADAPT) | (stage == FINE_TUNE)
     target = self.network(state)
-    seen = net.logits(state.source, self.translate(state, batch.images))
-    agree = seen.argmax(1) == net.logits(target, batch.images).argmax(1)
+    decisions = source.spec.task.decisions
+    agree = decisions(
+      net.logits(source, self.translate(state, images))
+    ) == decisions(net.logits(target, images))
 
-    nothing = jnp.float32(0.0)
-    adaptation, info = loops.when(
+    zero = jnp.float32(0.0)
+    adaptation, info = loops.cond(
       adapts,
-      lambda state: self._adapt(
-        key, state, batch, course, stage, agree | (stage == ADAPT)
+      lambda state: self.adapt_step(
+        key, state, context, stage, agree | (stage == ADAPT)
       ),
-      (state.adaptation, shot.Info(*[nothing] * 4)),
+      (state.adaptation, shot.Info(*[zero] * 4)),
       state.adaptation,
     )
-    g, opt_state, terms = loops.when(
+    g, opt_state, terms = loops.cond(
       ~adapts,
-      lambda state: self._translator_step(state, batch.images, course, stage),
+      lambda state: self.translator_step(state, context, stage),
       (
         state.translator,
         state.translator_opt_state,
-        Terms(*[nothing] * len(Terms._fields)),
+        Terms(*[zero] * len(Terms._fields)),
       ),
       state,
     )
-    learner = adaptation.learner._replace(
-      step=state.adaptation.learner.step + 1
-    )
-    state = State(
-      adaptation._replace(learner=learner), state.source, g, opt_state
-    )
+    step = state.adaptation.train.step + 1
+    train = adaptation.train._replace(step=step)
+    state = State(adaptation._replace(train=train), g, opt_state)
     return state, Info(
       info.loss + terms.loss,
       stage.astype(jnp.float32),
@@ -176,14 +189,15 @@ class SFIT:
     )
 
   def network(self, state: State) -> Network:
-    return state.adaptation.learner.network
+    """Return T as it is."""
+    return state.adaptation.train.network
 
   def translate(self, state: State, images: jax.Array) -> jax.Array:
-    """Target images in the style that the source knows, in [0, 1]."""
+    """Return target images in the style of the source, in [0, 1]."""
     return translator.translate(state.translator, images)
 
   def stage(self, progress: jax.Array) -> jax.Array:
-    """Which of the four stages it is after such a share of the steps, i32[]."""
+    """Return the stage after a share of the steps, i32[] in 0 to 3."""
     ends = jnp.cumsum(
       jnp.array([self.adapt_share, self.pretrain_share, self.translate_share])
     )
@@ -198,17 +212,23 @@ class SFIT:
     translated: jax.Array,
     stage: jax.Array,
   ) -> Terms:
-    """Of images, f32[batch, height, width, channels], and their translation."""
+    """Return the loss of G.
+
+    Args:
+      images: f32[batch, height, width, channels].
+      translated: G of the images, in their shape.
+      stage: i32[], PRETRAIN or TRANSLATE.
+    """
     early = stage == PRETRAIN
     logits, taps = net.features(source, translated)
     own_logits, own_taps = net.features(source, images)
-    their_logits, their_taps = net.features(target, images)
+    target_logits, target_taps = net.features(target, images)
     last = last_map(taps)
-    aim = jnp.where(early, own_logits, their_logits)
+    wanted = jnp.where(early, own_logits, target_logits)
     terms = Terms(
       jnp.float32(0.0),
-      classification.kl(aim, logits),
-      relation.channels(taps[last], their_taps[last]),
+      classification.kl(wanted, logits).mean(),
+      relation.channels(taps[last], target_taps[last]).mean(),
       jnp.abs(translated - images).mean(),
       jnp.abs(taps[last] - own_taps[last]).mean(),
       image_prior.total_variation_l1(translated),
@@ -227,30 +247,40 @@ class SFIT:
     others = jnp.where(early, pretrain, translate)
     return terms._replace(loss=terms.divergence + others)
 
-  def _adapt(self, key, state, batch, course, stage, counts):
-    """A step of SHOT in which so many of the images, bool[batch], count."""
-    labels = banks.read(state.labels, batch.rows)
+  def adapt_step(
+    self,
+    key: jax.Array,
+    state: shot.State,
+    context: Context,
+    stage: jax.Array,
+    counts: jax.Array,
+  ) -> tuple[shot.State, shot.Info]:
+    """Take a step of SHOT on the images that count, bool[batch]."""
+    rows = context.batch.rows
+    labels = feature_bank.read(state.labels, rows)
     labels = jnp.where(counts, labels, UNKNOWN)
-    gated = banks.write(state.labels, batch.rows, labels)
+    gated = feature_bank.write(state.labels, rows, labels)
     rate = jnp.where(stage == FINE_TUNE, self.fine_tune_rate, 1.0)
-    after, info = self._shot().step(
-      key, state._replace(labels=gated), batch, self._own(course, rate)
-    )
+    own = context._replace(recipe=self._own_recipe(context.recipe, rate))
+    after, info = self._shot().step(key, state._replace(labels=gated), own)
     return after._replace(labels=state.labels), info
 
-  def _translator_step(self, state, images, course, stage):
-    g = state.translator
+  def translator_step(
+    self, state: State, context: Context, stage: jax.Array
+  ) -> tuple[TranslatorNetwork, optax.OptState, Terms]:
+    """Take a step of G."""
+    g, images = state.translator, context.batch.images
 
     def loss(params):
       moved = dataclasses.replace(g, params=params)
       translated = translator.translate(moved, images)
       terms = self.translator_loss(
-        state.source, self.network(state), images, translated, stage
+        context.teacher, self.network(state), images, translated, stage
       )
       return terms.loss, terms
 
     gradient, terms = jax.grad(loss, has_aux=True)(g.params)
-    updates, opt_state = self._optimizer(course).update(
+    updates, opt_state = self._optimizer(context.recipe).update(
       gradient, state.translator_opt_state, g.params
     )
     params = optax.apply_updates(g.params, updates)
@@ -265,13 +295,16 @@ class SFIT:
   def _shot(self):
     return SHOT(label_weight=self.label_weight)
 
-  def _own(self, course, rate: Any = 1.0):
-    """T's own course: its rate falls over the steps in which it learns."""
-    steps = _share(course, 1.0 - self.pretrain_share - self.translate_share)
-    return dataclasses.replace(course, steps=steps, lr=course.lr * rate)
+  def _own_recipe(self, recipe, rate: Any = 1.0):
+    """Return the recipe of T: its rate falls over the steps that train T.
 
-  def _optimizer(self, course):
-    steps = _share(course, self.pretrain_share + self.translate_share)
+    `rate` may be traced; such a recipe cannot cross the boundary of a `jit`.
+    """
+    steps = _share(recipe, 1.0 - self.pretrain_share - self.translate_share)
+    return dataclasses.replace(recipe, steps=steps, lr=recipe.lr * rate)
+
+  def _optimizer(self, recipe):
+    steps = _share(recipe, self.pretrain_share + self.translate_share)
     return optimizers.make("adam", self.translator_lr, steps, 0.0, 0.0)
 
   def _check(self, source):
@@ -290,10 +323,10 @@ class SFIT:
 
 
 def last_map(taps: dict[str, jax.Array]) -> str:
-  """The name of the last of a network's intermediates that is a map."""
+  """Return the name of the last of a network's intermediates that is a map."""
   maps = [name for name, tap in taps.items() if tap.ndim == 4]
   return max(maps, key=lambda name: (len(name), name))  # stage10 after stage9
 
 
-def _share(course, share):
-  return max(1, round(share * course.steps))
+def _share(recipe, share):
+  return max(1, round(share * recipe.steps))

@@ -1,41 +1,44 @@
-"""SHOT and SHOT-IM: the classifier is kept, features move until they fit it.
+"""SHOT and SHOT-IM: the classifier stays, the features move until they fit it.
 
   L = beta CE(x, y) + mean H(p) - H(mean p)
 
 Liang et al., "Do We Really Need to Access the Source Data?", ICML 2020,
 equations 2 to 7. y are pseudo-labels from the centroids of all target features
 (`centroids`), made anew every epoch; SHOT-IM is beta = 0. BatchNorm runs on the
-batch and its running statistics move to the target. The last iterate counts.
+batch, and its running statistics move to the target. The last iterate counts.
 
-Partial sets (the target lacks classes of the source): `diversity_weight=0`,
-`threshold=10`. Open sets (it has others): `open_set=True` splits the images by
-entropy into two at every relabelling (2-means, as released): only the sure ones
-make centroids and have labels, cross-entropy and entropy; all are in the mean.
+For partial sets (the target lacks classes of the source) set
+`diversity_weight=0` and `threshold=10`. For open sets (the target has other
+classes) set `open_set=True`, which splits the images by entropy into two groups
+at every relabeling (2-means, as released). Only the surer images form
+centroids and have labels, cross-entropy and entropy; all are in the mean.
 
 beta is 0.3 for objects and 0.1 for digits (paper, section 4.2).
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dfkt_jax import network as net
-from dfkt_jax.adaptation.banks import read
 from dfkt_jax.adaptation.centroids import pseudo_labels, sure
-from dfkt_jax.adaptation.contract import Answers, Batch
-from dfkt_jax.adaptation.course import Course, Learner
-from dfkt_jax.losses import information
+from dfkt_jax.adaptation.recipe import Recipe, TrainState
+from dfkt_jax.contracts import Context, NonNegative, Predictions
+from dfkt_jax.losses import classification, information, reduce
+from dfkt_jax.memory import feature_bank
 from dfkt_jax.network import Network
 
-UNKNOWN = -1  # the pseudo-label of an image that is taken for no class
+UNKNOWN = -1  # the pseudo-label of an image without a class
 
 
 class State(NamedTuple):
-  learner: Learner
+  """A network, and the pseudo-labels of the epoch."""
+
+  train: TrainState
   labels: jax.Array  # i32[rows], of all target images
-  epoch: jax.Array  # i32[], relabellings since the first
+  epoch: jax.Array  # i32[], relabelings since the first
 
 
 class Info(NamedTuple):
@@ -49,33 +52,37 @@ class Info(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SHOT:
-  """Hyper-parameters; defaults are the paper's for objects."""
+  """Hyper-parameters; the defaults are the paper's for objects."""
 
-  label_weight: float = 0.3  # beta; 0 is SHOT-IM
-  diversity_weight: float = 1.0  # of H(mean p)
-  threshold: int = 0  # classes with no more predictions have no centroid
-  label_warmup: int = 0  # epochs without the labels' term (released: VisDA 1)
-  open_set: bool = False
+  label_weight: Annotated[float, NonNegative] = 0.3  # beta; 0 is SHOT-IM
+  diversity_weight: Annotated[float, NonNegative] = 1.0  # of H(mean p)
+  # A class needs more predictions than this to have a centroid.
+  threshold: Annotated[int, NonNegative] = 0
+  # Epochs without the term of the labels (released: 1 for VisDA).
+  label_warmup: Annotated[int, NonNegative] = 0
+  open_set: bool = False  # the target has other classes too
 
-  course: ClassVar[Course] = Course(classifier_rate=0.0)
+  recipe: ClassVar[Recipe] = Recipe(classifier_rate=0.0)
 
-  def init(
-    self, key: jax.Array, source: Network, answers: Answers, course: Course
-  ) -> State:
-    return State(course.init(source), self._labels(answers), jnp.int32(0))
+  def init(self, key: jax.Array, context: Context) -> State:
+    """Return the source, and pseudo-labels from its predictions."""
+    labels = self.label(context.predictions)
+    return State(context.recipe.init(context.teacher), labels, jnp.int32(0))
 
-  def relabel(
-    self, key: jax.Array, state: State, answers: Answers, course: Course
-  ) -> State:
-    return State(state.learner, self._labels(answers), state.epoch + 1)
+  def relabel(self, key: jax.Array, state: State, context: Context) -> State:
+    """Return the state with the pseudo-labels of a new epoch."""
+    labels = self.label(context.predictions)
+    return State(state.train, labels, state.epoch + 1)
 
   def step(
-    self, key: jax.Array, state: State, batch: Batch, course: Course
+    self, key: jax.Array, state: State, context: Context
   ) -> tuple[State, Info]:
+    """Take a step down the loss."""
+    recipe, batch = context.recipe, context.batch
     augment_key, dropout_key = jax.random.split(key)
-    images = course.augment(augment_key, batch.images)
-    labels = read(state.labels, batch.rows)
-    network = state.learner.network
+    images = recipe.augment(augment_key, batch.images)
+    labels = feature_bank.read(state.labels, batch.rows)
+    network = state.train.network
 
     def loss(params):
       logits, variables = net.train_logits(
@@ -85,36 +92,42 @@ class SHOT:
       return info.loss, (variables, info)
 
     gradient, (variables, info) = jax.grad(loss, has_aux=True)(network.params)
-    learner = course.update(state.learner, gradient, variables)
-    return state._replace(learner=learner), info
+    train = recipe.update(state.train, gradient, variables)
+    return state._replace(train=train), info
 
   def loss(
     self, logits: jax.Array, labels: jax.Array, epoch: jax.Array
   ) -> Info:
-    """Of f32[batch, classes] logits against i32[batch] pseudo-labels."""
+    """Return the loss of f32[batch, classes] logits.
+
+    Args:
+      labels: i32[batch] pseudo-labels, or UNKNOWN.
+      epoch: i32[], compared with `label_warmup`.
+    """
     known = labels != UNKNOWN
-    log_p = jax.nn.log_softmax(logits)
-    own = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    cross_entropy = -information.mean(own, known)
-    entropy = information.entropy(logits, known)
+    cross_entropies = classification.cross_entropy(logits, labels)
+    cross_entropy = reduce.mean(cross_entropies, known)
+    entropy = reduce.mean(information.entropy(logits), known)
     marginal = information.marginal_entropy(logits)
     weight = jnp.where(epoch < self.label_warmup, 0.0, self.label_weight)
     total = weight * cross_entropy + entropy - self.diversity_weight * marginal
-    # Of a batch without a known image only the mean would be left.
+    # Without a known image only the term of the mean would be left.
     total = jnp.where(known.any(), total, 0.0)
     return Info(total, cross_entropy, entropy, marginal)
 
-  def network(self, state: State) -> Network:
-    return state.learner.network
-
-  def _labels(self, answers):
-    known = answers.valid
+  def label(self, predictions: Predictions) -> jax.Array:
+    """Return pseudo-labels i32[rows]; UNKNOWN for padding and unsure images."""
+    known = predictions.valid
     if self.open_set:
-      known &= sure(answers.logits, answers.valid)
+      known &= sure(predictions.logits, predictions.valid)
     labels = pseudo_labels(
-      answers.features,
-      jax.nn.softmax(answers.logits),
+      predictions.features,
+      jax.nn.softmax(predictions.logits),
       known,
       self.threshold,
     )
     return jnp.where(known, labels, UNKNOWN)
+
+  def network(self, state: State) -> Network:
+    """Return the network as it is."""
+    return state.train.network

@@ -1,9 +1,9 @@
-"""`dfkt bench`: how fast, beside what, and why.
+"""`dfkt bench`: speed, comparison with PyTorch, and scaling.
 
-workloads, latents  the four hot paths of PyTorch's reference, out of ours
-timing, peaks       seconds, memory and FLOP/s of them
-against             the same beside PyTorch, alternating
-collectives, scaling  what devices say to each other, counted in the program
-topologies          TPUs that are not there, to compile for
-design              what single design decisions cost
+workloads, latents    the four hot paths of the PyTorch reference, in JAX
+timing, peaks         their seconds, memory and FLOP/s
+against               the same, alternating with PyTorch
+collectives, scaling  communication between devices, counted in the programs
+topologies            meshes of TPUs that need not exist, to compile for
+design                costs of single design decisions
 """

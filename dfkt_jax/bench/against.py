@@ -1,13 +1,13 @@
-"""A race against the PyTorch reference: ours, theirs, ours, theirs, ...
+"""A comparison with the PyTorch reference: ours, theirs, ours, theirs, ...
 
-The two alternate, so that a busy moment of the machine hits both, and never
-run at once. The reference is a process of its own each time; ours stays, with
-its programs compiled, and waits. Both have as many threads as this process may
-use processors.
+The two alternate, so that other work on the machine affects both, and never run
+at the same time. The reference is a new process each time; ours stays, with its
+programs compiled, and waits. Both have as many threads as this process may use
+processors.
 
-On a CPU the reference runs in both of its memory layouts and the faster one
-counts, the one of the higher median. On a GPU it does so eagerly and under
-`torch.compile`, which are two races.
+On a CPU the reference runs in both of its memory layouts, and the faster one
+counts, which is the one with the higher median. On a GPU it does so eagerly and
+under `torch.compile`, which are compared separately.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dfkt_jax import parallel
 from dfkt_jax.bench.timing import Running
 from dfkt_jax.bench.workloads import Settings
+from dfkt_jax.devices.mesh import cpu_count
 from dfkt_jax.errors import DfktError, UsageError
 
-VARIABLE = "DFKT_TORCH_REFERENCE"  # where the reference is
-# Beside the repository, where the project keeps what is not part of it.
+VARIABLE = "DFKT_TORCH_REFERENCE"  # path of the reference
+# Beside the repository, in the folder for files that are not part of it.
 REFERENCE = (
   Path(__file__).parents[3] / "shared" / "bench" / "torch_reference.py"
 )
@@ -45,24 +45,25 @@ class Torch:
 
   @property
   def flags(self) -> tuple[str, ...]:
+    """The flags of the reference for it."""
     return (*LAYOUTS[self.layout], *(("--compile",) if self.compile else ()))
 
 
 def find_reference(given: Path | None) -> Path:
-  """The reference's file, and PyTorch to run it with.
+  """Return the reference's file, after checking that PyTorch is installed.
 
   Raises:
-    UsageError: one of them is not there.
+    UsageError: one of them is missing.
   """
   path = given or Path(os.environ.get(VARIABLE) or REFERENCE)
   if not path.is_file():
     raise UsageError(
-      f"{path} is not there: --against torch runs the PyTorch reference, give"
+      f"{path} does not exist: --against torch runs the PyTorch reference, give"
       f" its file by --reference or {VARIABLE}"
     )
   if importlib.util.find_spec("torch") is None:
     raise UsageError(
-      "--against torch needs PyTorch, and this Python has none: install torch"
+      "--against torch needs PyTorch, which is not installed: install torch"
       " beside dfkt_jax, or leave --against out"
     )
   return path
@@ -75,10 +76,10 @@ def race(
   reference: Path,
   repeats: int,
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-  """Ours and theirs, one workload after the other.
+  """Time ours and theirs, one workload after the other.
 
-  Yields, as it comes, each record of either side with [], and at the end of a
-  workload {} with its ratios (`ratio`).
+  Yields each record of either side, as soon as it is measured, with [], and at
+  the end of a workload {} with its ratios (`ratio`).
   """
   device = mesh.devices.flat[0]
   for name in names:
@@ -102,10 +103,10 @@ def race(
 def ratio(
   ours: Sequence[Mapping], theirs: Mapping[Torch, Sequence[Mapping]]
 ) -> dict[str, Any]:
-  """Our images a second over PyTorch's, of runs that stood side by side.
+  """Divide our throughput by PyTorch's, for each pair of alternating runs.
 
-  `ratio` is the median over repeats, `min` and `max` its extremes, against the
-  layout of the higher median.
+  `ratio` is the median over repeats, `min` and `max` are its extremes, against
+  the layout with the higher median.
   """
   speed = lambda record: record["images_per_second"]
   middle = lambda records: statistics.median(map(speed, records))
@@ -142,7 +143,7 @@ def _run(name, settings, reference, way, platform) -> dict[str, Any]:
   command = [sys.executable, str(reference), *way.flags]
   for flag, value in flags.items():
     command += [f"--{flag.replace('_', '-')}", str(value)]
-  count = str(parallel.processors())
+  count = str(cpu_count())
   environment = {
     **os.environ,
     "OMP_NUM_THREADS": count,
@@ -156,9 +157,9 @@ def _run(name, settings, reference, way, platform) -> dict[str, Any]:
     record = json.loads(lines[-1])
     float(record["images_per_second"])
   except (IndexError, ValueError, KeyError, TypeError):
-    said = (done.stderr.strip().splitlines() or ["nothing"])[-1][:300]
+    printed = (done.stderr.strip().splitlines() or ["nothing"])[-1][:300]
     raise DfktError(
-      f"{reference} ended with code {done.returncode} and no record of"
-      f" {name!r}; it last said: {said}"
+      f"{reference} ended with code {done.returncode} and without a record of"
+      f" {name!r}; it last printed: {printed}"
     ) from None
   return record

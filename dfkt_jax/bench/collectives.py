@@ -1,4 +1,4 @@
-"""What a compiled program has its devices say to each other."""
+"""Communication between devices, read from a compiled program."""
 
 from collections.abc import Iterator
 import math
@@ -13,8 +13,8 @@ KINDS = (
   "reduce-scatter",
   "collective-broadcast",
 )
-# name = TYPE kind(operands), where TYPE may be a tuple. Asynchronous ones come
-# as a start and a done; the start is counted.
+# name = TYPE kind(operands), where TYPE may be a tuple. An asynchronous one has
+# a start and a done; the start is counted.
 _INSTRUCTION = re.compile(
   rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(-start)?\("
 )
@@ -23,19 +23,21 @@ _BITS = re.compile(r"\d+")
 
 
 class Collective(NamedTuple):
+  """One collective operation of a program."""
+
   kind: str
   arrays: tuple[tuple[str, tuple[int, ...]], ...]  # type, shape of each result
 
   @property
   def bytes(self) -> int:
-    """Of what a device has in the end: of a gather, all of it."""
+    """The size of the result on one device, which of a gather is all of it."""
     return sum(_bytes(*array) for array in self.arrays)
 
 
 def find(program: str) -> Iterator[Collective]:
-  """The collectives of a program, as `compiled.as_text()` shows it.
+  """Yield the collectives of a program, given as `compiled.as_text()`.
 
-  One inside a loop is found once, however often the loop goes round.
+  A collective inside a loop is found once, whatever the number of iterations.
   """
   for line in program.splitlines():
     match = _INSTRUCTION.match(line)

@@ -1,11 +1,11 @@
-"""`dfkt bench loops` and `pooling`: what design decisions cost here.
+"""`dfkt bench loops` and `pooling`: costs of design decisions on this machine.
 
-loops   one student step of LeNet-5 and of the quickstart student, batch 256,
-        as a program of its own and inside `lax.scan`; the measured reason
-        for `loops.Loops`
-pooling the gradient of a convolution, ReLU and 2x2 max pooling in the shapes
-        of LeNet-5 and of the digit networks, as XLA's window maximum, as
-        `layers.max_pool` and, for LeNet-5, as `layers.PooledConv`
+loops    one student step of LeNet-5 and of the quickstart student, batch 256,
+         as a program of its own and inside `lax.scan`; the measured reason for
+         `loops.Loops`
+pooling  the gradient of a convolution, ReLU and 2x2 max pooling in the shapes
+         of LeNet-5 and of the digit networks, as XLA's window maximum, as
+         `layers.max_pool` and, for LeNet-5, as `layers.PooledConv`
 """
 
 from collections.abc import Callable, Iterator
@@ -21,11 +21,12 @@ import jax.numpy as jnp
 
 from dfkt_jax import models
 from dfkt_jax import network as net
+from dfkt_jax.contracts import Batch, Context
+from dfkt_jax.devices.loops import Loops
 from dfkt_jax.distillation.kd import KD
-from dfkt_jax.loops import Loops
+from dfkt_jax.distillation.recipe import Recipe
 from dfkt_jax.models import layers
-from dfkt_jax.network import InputSpec
-from dfkt_jax.synthesis.contract import Batch
+from dfkt_jax.network import Classification, InputSpec
 
 BATCH, STEPS, REPEATS = 256, 10, 3
 # (side, channels in, channels out, kernel size, padding) of LeNet-5, and of a
@@ -36,35 +37,40 @@ ARCHS = {"lenet5": (28, 28, 1), "convnet-half": (8, 8, 1)}
 
 
 def loops() -> Iterator[dict]:
-  """One record an architecture; `ratio` is rolled over unrolled seconds."""
+  """Yield a record of each architecture; `ratio` is rolled over unrolled."""
   return map(_loops_of, ARCHS)
 
 
 def pooling() -> Iterator[dict]:
-  """One record a layer."""
+  """Yield a record of each layer."""
   return map(_pooling_of, FEW_CHANNELS + MORE_CHANNELS)
 
 
 def _loops_of(arch):
   shape = ARCHS[arch]
-  spec = InputSpec(*shape, mean=(0.5,), std=(0.25,), classes=10)
+  spec = InputSpec(*shape, mean=(0.5,), std=(0.25,), task=Classification(10))
   module = models.build(arch, spec.classes)
   teacher, student = (
     net.init(jax.random.key(seed), module, spec) for seed in (0, 1)
   )
-  kd = KD(steps=1000)
+  kd, recipe = KD(), Recipe(steps=1000)
   images = jax.random.uniform(jax.random.key(2), (BATCH, *shape))
   labels = jnp.zeros(BATCH, jnp.int32)
 
   def body(state, index, images, teacher):
     key = jax.random.fold_in(jax.random.key(3), index)
-    return kd.step(key, state, Batch(images, labels), teacher)
+    batch = Batch(images, labels)
+    context = Context(teacher=teacher, batch=batch, recipe=recipe)
+    return kd.step(key, state, context)
 
   programs = {
-    rolled: Loops(rolled).whole(Loops(rolled).repeat(body, STEPS))
+    rolled: Loops(rolled).jit_round(Loops(rolled).repeat(body, STEPS))
     for rolled in (False, True)
   }
-  states = {rolled: kd.init(_copy(student)) for rolled in programs}
+  begin = lambda: kd.init(
+    jax.random.key(3), _copy(student), Context(recipe=recipe)
+  )
+  states = {rolled: begin() for rolled in programs}
 
   def run(rolled, repeat):
     states[rolled], infos = programs[rolled](
@@ -116,9 +122,9 @@ def _pooling_of(shape):
 
 
 def _alternate(runs: dict) -> dict:
-  """Median seconds a step, by name, of run(repeat) for STEPS steps.
+  """Return the median seconds a step, by name, of run(repeat) of STEPS steps.
 
-  Alternating, so that a busy moment of the machine hits all of them.
+  The runs alternate, so that other work on the machine affects all of them.
   """
   seconds: dict = {name: [] for name in runs}
   for repeat in range(REPEATS + 1):

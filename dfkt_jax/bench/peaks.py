@@ -1,17 +1,19 @@
-"""What devices could do at most, to say which share of it was done.
+"""Peak arithmetic of devices, of which a measured rate is a share.
 
-Dense arithmetic a second, by the name JAX gives a device. The makers' own
-figures: with "sparsity" halved, at boost clocks. "f32" is what XLA does with
-f32 convolutions and matrix products unless told otherwise: TF32 on NVIDIA's
-GPUs from Ampere on, one bf16 pass on TPUs.
+FLOP/s of dense arithmetic, by the name that JAX gives a device. The figures are
+the vendors' own, at boost clocks; those with "sparsity" are halved. "f32" is
+XLA's default for f32 convolutions and matrix products: TF32 on NVIDIA's GPUs
+from Ampere on, one bf16 pass on TPUs.
 """
 
 from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-  name: str  # how the device's name begins, or all of it
-  bf16: float  # FLOP/s of one device as JAX counts devices
+  """The peak of one kind of device."""
+
+  name: str  # the beginning of the device's name, or all of it
+  bf16: float  # FLOP/s of one device, as JAX counts devices
   f32: float
   source: str
 
@@ -32,14 +34,13 @@ PEAKS = (
 
 
 def peak(device_kind: str, precision: str) -> float | None:
-  """FLOP/s of one device at "bf16" or "f32"; None where it is not known.
+  """Return FLOP/s of one device at "bf16" or "f32"; None if unknown.
 
-  A CPU's is not: its clock is not the one it is sold by, and what counts is
-  which instructions the machine's owner lets it have.
+  It is unknown for CPUs, whose clock and instructions depend on the machine.
   """
   for entry in PEAKS:
     rest = device_kind.removeprefix(entry.name)
-    # "NVIDIA L40" is no "NVIDIA L4".
+    # "NVIDIA L40" is not "NVIDIA L4".
     if rest != device_kind and not rest[:1].isalnum():
-      return getattr(entry, precision)
+      return entry.bf16 if precision == "bf16" else entry.f32
   return None

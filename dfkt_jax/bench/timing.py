@@ -1,4 +1,4 @@
-"""Seconds, memory and arithmetic of a workload, as one record."""
+"""Seconds, memory and arithmetic of a workload, in one record."""
 
 from collections.abc import Iterable, Iterator
 import resource
@@ -10,16 +10,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dfkt_jax import parallel
 from dfkt_jax.bench import workloads
 from dfkt_jax.bench.peaks import peak
 from dfkt_jax.bench.workloads import Piece, Settings, Workload
+from dfkt_jax.devices.mesh import cpu_count
 
-WARM_UP = 2  # steps that are not timed, as in the reference
+WARM_UP = 2  # steps before those that are timed, as in the reference
 
 
 class Running:
-  """A workload that has been compiled and goes on where it was."""
+  """A compiled workload, whose every record continues after the last one."""
 
   def __init__(self, name: str, settings: Settings, mesh: Mesh):
     self._settings, self._mesh, self._name = settings, mesh, name
@@ -31,7 +31,7 @@ class Running:
       self._state, self._done = workload.state, 0
       first = self._step()
       warm = [self._step() for _ in range(WARM_UP - 1)]
-      # Tracing and compilation, and no step.
+      # Tracing and compilation, without the step.
       self.compile_seconds = max(0.0, first - statistics.median(warm))
 
   def _step(self) -> float:
@@ -42,7 +42,7 @@ class Running:
     return time.perf_counter() - start
 
   def record(self) -> dict[str, Any]:
-    """Times `settings.steps` steps; the reference's keys, and ours."""
+    """Time `settings.steps` steps; return the reference's keys, and ours."""
     settings, mesh = self._settings, self._mesh
     with jax.set_mesh(mesh):
       seconds = [self._step() for _ in range(settings.steps)]
@@ -63,7 +63,7 @@ class Running:
       ),
       "device_kind": device.device_kind,
       "devices": mesh.size,
-      "threads": parallel.processors(),
+      "threads": cpu_count(),
       "compile_seconds": round(self.compile_seconds, 2),
       **memory(device),
       "flops_per_second": round(rate),
@@ -74,17 +74,17 @@ class Running:
 def records(
   names: Iterable[str], settings: Settings, mesh: Mesh
 ) -> Iterator[dict[str, Any]]:
-  """One record a workload, one after the other."""
+  """Yield a record of each workload."""
   for name in names:
     yield Running(name, settings, mesh).record()
 
 
 def count_flops(pieces: Iterable[Piece]) -> float:
-  """Of one step on all devices together.
+  """Count the FLOPs of one step on all devices together.
 
-  Counted by XLA in the program as traced, before it is optimised: what the
-  algorithm asks for, and nothing that a compiler adds or finds needless. On a
-  CPU the zeros of `models.few_channels` are counted, 8 % of a ResNet-20.
+  XLA counts them in the program as traced, before it is optimized: the
+  arithmetic of the algorithm, without what the compiler adds or removes. On a
+  CPU the zeros of `models.few_channels` are included, 8 % of a ResNet-20.
   """
 
   def flops(piece):
@@ -96,10 +96,11 @@ def count_flops(pieces: Iterable[Piece]) -> float:
 
 
 def memory(device: Any) -> dict[str, int]:
-  """Peak memory so far, under the name of what it is.
+  """Return the peak memory so far, under a name for its kind.
 
-  Of the device where it says so. Else of this process as the system sees it,
-  which never falls: of several workloads, that of the hungriest until then.
+  It is that of the device where the device reports it, or else that of this
+  process as the system reports it, which never falls: with several workloads it
+  is the largest one until then.
   """
   stats = device.memory_stats() or {}
   if "peak_bytes_in_use" in stats:
@@ -111,5 +112,5 @@ def memory(device: Any) -> dict[str, int]:
 
 
 def _platform(device):
-  """As the reference calls it."""
+  """Return the reference's name of a platform."""
   return "cuda" if device.platform == "gpu" else device.platform

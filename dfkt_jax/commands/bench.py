@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 import tyro
 
-from dfkt_jax import files, parallel
+from dfkt_jax import files
 from dfkt_jax.bench import (
   against,
   design,
@@ -23,13 +23,16 @@ from dfkt_jax.bench import (
   workloads,
 )
 from dfkt_jax.bench.workloads import Settings
-from dfkt_jax.commands import experiments, rehearsal
+from dfkt_jax.commands import experiment_programs, experiments
+from dfkt_jax.devices.mesh import make_mesh, parse_mesh
 from dfkt_jax.errors import UsageError
 
-# XLA need not make fast code of programs that are only read.
-UNOPTIMISED = (
+# XLA does not have to optimize programs that are only read.
+UNOPTIMIZED = (
   " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+
+DESIGN = {"loops": design.loops, "pooling": design.pooling}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Bench:
 
   'inversion', 'generator', 'distill' and 'round' are those of the PyTorch
   reference, with its flags; 'all' is the four of them. 'scaling' counts what
-  1, 2, 4 and 8 devices say to each other, in programs compiled for CPUs, or
+  1, 2, 4 and 8 devices send to each other, in programs compiled for CPUs, or
   what the chips of a --topology do.
   'loops' and 'pooling' time single design decisions.
   """
@@ -56,40 +59,45 @@ class Bench:
     ]
   ]
   settings: Settings = Settings()
-  # data=N devices (default: one; of a CPU the two that a run would have)
+  # data=N devices (default: one; on a CPU two, as in a run)
   mesh: str | None = None
   against: Literal["torch"] | None = None  # alternates with PyTorch
-  # of TPUs that need not be there, such as v5e:4x4, to compile 'scaling' for
+  # of TPUs to compile 'scaling' for, such as v5e:4x4; they need not exist
   topology: str | None = None
-  # MODULE:NAME to compile for 'scaling' instead; it makes or distils images
+  # MODULE:NAME of an experiment to compile for 'scaling' instead
   experiment: str | None = None
-  # FIELD=VALUE words for the experiment's fields, such as transfer.kd.lr=0.1
+  # FIELD=VALUE words for the experiment's fields, such as learner.lr=0.1
   set: tuple[str, ...] = ()
   reference: Path | None = None  # default: $DFKT_TORCH_REFERENCE, or ../shared
   repeats: int = 3  # of both sides
   json: Path | None = None  # also write what was found into this file
 
   def run(self, console: Console) -> None:
-    """Prints records as they come.
+    """Print records as they come.
 
     Raises:
-      DfktError: settings that describe no run, or a reference that fails.
+      DfktError: settings that do not describe a run, or a reference that
+        fails.
     """
-    alone = self.workload in ("loops", "pooling", "scaling")
+    alone = self.workload in (*DESIGN, "scaling")
     if alone and (self.against or self.mesh):
       raise UsageError(
         f"dfkt bench {self.workload} takes no --against and no --mesh: leave"
         " them out"
       )
-    for flag in ("topology", "experiment", "set"):
-      value = getattr(self, flag)
+    scaling_only = {
+      "topology": self.topology,
+      "experiment": self.experiment,
+      "set": self.set,
+    }
+    for flag, value in scaling_only.items():
       if value and self.workload != "scaling":
         raise UsageError(
           f"--{flag} is for dfkt bench scaling, and this is dfkt bench"
           f" {self.workload}: leave it out"
         )
-    if self.workload in ("loops", "pooling"):
-      self._write("records", _shown(console, getattr(design, self.workload)()))
+    if self.workload in DESIGN:
+      self._write("records", _shown(console, DESIGN[self.workload]()))
     elif self.workload == "scaling":
       found = _shown(console, self._scaling())
       console.print(scaling.table(found))
@@ -105,9 +113,9 @@ class Bench:
     return names if self.workload == "all" else (self.workload,)
 
   def _mesh(self):
-    mesh = parallel.named_mesh(self.mesh)
+    mesh = parse_mesh(self.mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return mesh if self.mesh or on_cpu else parallel.make_mesh(1)
+    return mesh if self.mesh or on_cpu else make_mesh(1)
 
   def _scaling(self):
     if self.set and not self.experiment:
@@ -117,28 +125,29 @@ class Bench:
         "--arch, --batch and the like are not an --experiment's: change its"
         " fields by --set FIELD=VALUE"
       )
-    meshes = self._meshes()  # before a network is read, which begins JAX
+    meshes = self._meshes()  # first, because reading a network starts JAX
     if self.experiment:
-      config = experiments.choose(self.experiment, None, self.set)
-      pieces = rehearsal.prepare(config)
+      config = experiments.choose(self.experiment, self.set)
+      pieces = experiment_programs.prepare(config)
       about = {"experiment": self.experiment, "set": self.set}
     else:
       pieces = functools.partial(scaling.pieces, self.settings)
       about = {
-        name: getattr(self.settings, name)
-        for name in ("arch", "batch", "precision")
+        "arch": self.settings.arch,
+        "batch": self.settings.batch,
+        "precision": self.settings.precision,
       }
     return scaling.measure(pieces, about, meshes)
 
   def _meshes(self):
     jax.config.update("jax_platforms", "cpu")  # it compiles and runs nothing
     if self.topology:
-      return [topologies.described(self.topology)]
+      return [topologies.topology_mesh(self.topology)]
     if not self.experiment:
       workloads.check_shares(self.settings.batch, max(scaling.COUNTS))
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + UNOPTIMISED
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + UNOPTIMIZED
     jax.config.update("jax_num_cpu_devices", max(scaling.COUNTS))
-    return [parallel.make_mesh(count) for count in scaling.COUNTS]
+    return [make_mesh(count) for count in scaling.COUNTS]
 
   def _race(self, console):
     reference = against.find_reference(self.reference)
@@ -148,7 +157,7 @@ class Bench:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     mesh = self._mesh()
     platform = mesh.devices.flat[0].platform
-    # Those of a CPU are the processors that PyTorch's threads have.
+    # Devices of a CPU are the processors that PyTorch's threads have.
     if mesh.size > 1 and platform != "cpu":
       raise UsageError(
         f"--mesh {self.mesh} is {mesh.size} {platform} devices and the PyTorch"

@@ -1,4 +1,4 @@
-"""`dfkt data write`: any dataset as one that is streamed from disk."""
+"""`dfkt data write`: any dataset in a form that is streamed from disk."""
 
 import dataclasses
 from pathlib import Path
@@ -20,8 +20,8 @@ class Write:
   by bit. Run it again after it was killed, or to write again what is missing.
 
   All splits are loaded into memory first: height x width x channels bytes an
-  image, so 12 GB for a million of 64x64x3. What does not fit is not for this
-  command: prepare it with tfds itself.
+  image, so 12 GB for a million of 64x64x3. Prepare a larger dataset with tfds
+  itself.
   """
 
   name: tyro.conf.Positional[str]  # small letters, digits and underscores
@@ -32,7 +32,7 @@ class Write:
   overwrite: bool = False  # replace another dataset of this name
 
   def run(self) -> str:
-    """Writes them; what to tell the user."""
+    """Write them; return a line for the user."""
     texts = _splits(self.split)
     builder.check_name(self.name)
     if self.size is not None and min(self.size) < 1:

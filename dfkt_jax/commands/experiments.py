@@ -1,7 +1,7 @@
 """`dfkt run`: named experiments from a Python module.
 
-An experiment is anything with `run(options: RunOptions) -> dict`: a Distill, a
-Synthesize, a TrainTeacher, or a dataclass of one's own.
+An experiment is an object with `run(options: RunOptions) -> dict`: a Distill, a
+Synthesize, an Adapt, a TrainTeacher, or a dataclass of the user's.
 """
 
 from collections.abc import Sequence
@@ -9,33 +9,68 @@ import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Protocol, runtime_checkable
 
-from dfkt_jax.commands import overrides
-from dfkt_jax.driver import RunOptions
+from dfkt_jax import user_modules
 from dfkt_jax.errors import UsageError
-from dfkt_jax.methods import load_module
+from dfkt_jax.runs import overrides
+from dfkt_jax.runs.driver import RunOptions
 
 
-def find(text: str) -> dict[str, Any]:
-  """The experiments of MODULE, a dotted name or a path to a .py file."""
+@runtime_checkable
+class Runnable(Protocol):
+  """Settings, and how to run them."""
+
+  def run(self, options: RunOptions) -> dict:
+    """Run to the end, or resume; return the contents of result.json."""
+    ...
+
+
+@runtime_checkable
+class SharesOutBatches(Runnable, Protocol):
+  """An experiment whose processes may not need each other."""
+
+  @property
+  def independent(self) -> bool:
+    """Return whether each process works by itself."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RunExperiment:
+  """Runs a named experiment; flags replace its settings."""
+
+  options: RunOptions
+  # FIELD=VALUE words for settings, such as lr=0.1 or learner.lr=0.1
+  set: tuple[str, ...] = ()
+
+
+def find(text: str) -> dict[str, Runnable]:
+  """Return the experiments of MODULE, a dotted name or a path to a .py file.
+
+  Raises:
+    UsageError: the module cannot be imported, or defines no experiment.
+  """
   if text.endswith(".py") or "/" in text:
-    module = load_module(Path(text), f"experiment {text!r}")
+    module = user_modules.load_module(Path(text), f"experiment {text!r}")
   else:
     try:
       module = importlib.import_module(text)
     except Exception as error:
+      advice = (
+        "give a module on the Python path, or a path such as"
+        " experiments/NAME.py"
+      )
       raise UsageError(
-        f"experiment module {text!r} cannot be imported"
-        f" ({type(error).__name__}: {error}): give a module on the Python path,"
-        " or a path such as experiments/NAME.py"
+        f"experiment module {text!r} cannot be imported:"
+        f" {user_modules.describe_failure(error, advice)}"
       ) from error
   found = {
     name: value
     for name, value in vars(module).items()
     if not name.startswith("_")
     and not isinstance(value, type | ModuleType)
-    and callable(getattr(value, "run", None))
+    and isinstance(value, Runnable)
   }
   if not found:
     raise UsageError(
@@ -51,27 +86,14 @@ def split(text: str) -> tuple[str, str | None]:
   return (module, name) if colon else (text, None)
 
 
-@dataclasses.dataclass(frozen=True)
-class RunExperiment:
-  """Runs a named experiment; the workdir says which and with what seed."""
-
-  options: RunOptions
-  seed: int | None = None  # in place of the experiment's own
-  # FIELD=VALUE words for other fields, such as transfer.kd.lr=0.1
-  set: tuple[str, ...] = ()
-
-
-def choose(
-  text: str, seed: int | None = None, settings: Sequence[str] = ()
-) -> Any:
-  """MODULE:NAME; NAME may be left out where there is just one.
+def choose(text: str, settings: Sequence[str] = ()) -> Runnable:
+  """Return MODULE:NAME; NAME may be left out where the module has just one.
 
   Args:
-    seed: in place of the experiment's own.
     settings: FIELD=VALUE words, see `overrides`.
 
   Raises:
-    UsageError: there is no such experiment, or it has no such field to replace.
+    UsageError: there is no such experiment, or it has no such field.
   """
   module, name = split(text)
   found = find(module)
@@ -86,14 +108,4 @@ def choose(
     raise UsageError(
       f"{module} has no experiment {name!r}: expected one of {', '.join(found)}"
     )
-  experiment = found[name]
-  if seed is not None:
-    if not dataclasses.is_dataclass(experiment) or not hasattr(
-      experiment, "seed"
-    ):
-      raise UsageError(
-        f"--seed is {seed} and {text} is no dataclass with a seed: leave the"
-        " flag out"
-      )
-    experiment = dataclasses.replace(experiment, seed=seed)  # type: ignore
-  return overrides.replaced(experiment, settings)
+  return overrides.replaced(found[name], settings)

@@ -7,7 +7,10 @@ from typing import Literal
 import jax
 from tyro.conf import Positional
 
-from dfkt_jax import data, evaluate, files, parallel, placement, teachers
+from dfkt_jax import data, files, teachers
+from dfkt_jax.devices.mesh import parse_mesh
+from dfkt_jax.evaluation.evaluator import evaluate
+from dfkt_jax.network import placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Import:
   entry: str | None = None  # which state dict, where the file holds several
 
   def run(self) -> str:
+    """Convert; return a line for the user."""
     network, card = teachers.import_file(
       self.file, self.arch, self.preset, self.entry
     )
@@ -39,7 +43,7 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-  """Accuracy, per-class accuracy and calibration of a network directory."""
+  """Reports accuracy, per-class accuracy and calibration of a network."""
 
   network: Positional[Path]  # directory
   dataset: str  # labelled images, see 'dfkt list datasets'
@@ -49,17 +53,17 @@ class Evaluate:
   json: Path | None = None  # also write the figures to this file
 
   def run(self) -> dict:
-    """The figures; shares are in [0, 1]."""
-    mesh = parallel.named_mesh(self.mesh)
+    """Return the figures; shares are in [0, 1]."""
+    mesh = parse_mesh(self.mesh)
     network, card = teachers.load(self.network)
     teacher = teachers.load(self.teacher)[0] if self.teacher else None
     spec = network.spec
     dataset = data.load(self.dataset, (spec.height, spec.width), spec.crop)
     with jax.set_mesh(mesh):
-      found = evaluate.evaluate(
-        placement.place(network, mesh),
+      found = evaluate(
+        placement.put(network, mesh),
         dataset,
-        placement.place(teacher, mesh) if teacher else None,
+        placement.put(teacher, mesh) if teacher else None,
       )
     result = {
       "network": str(self.network),
@@ -85,5 +89,6 @@ class Export:
   naming: str | None = None  # of the tensors (default: as imported)
 
   def run(self) -> str:
+    """Write the file; return a line for the user."""
     count = teachers.export(self.network, self.out, self.format, self.naming)
     return f"{self.out}: {count} tensors ({self.format})"

@@ -1,12 +1,14 @@
-"""What commands print."""
+"""Tables and figures that commands print."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from dfkt_jax import methods
 
 _DATASETS = {
   "digits[/train|/test]": "scikit-learn's 1,797 digits, 8x8; 500 held out",
@@ -19,15 +21,15 @@ _DATASETS = {
   "tfds:NAME[/split]": "a prepared TFDS dataset in ArrayRecord form",
 }
 
-MANY_CLASSES, WORST_CLASSES = 100, 10
+MANY_CLASSES, WORST_CLASSES = 100, 10  # of more, only the worst are printed
 
-# Words in the names of figures that are shown in percent.
+# Words in the names of figures that are printed in percent.
 _SHARES = ("accuracy", "agreement", "calibration_error", "h_score")
 
 
 def show_result(result: Mapping[str, Any], workdir: Path) -> None:
-  """The figures of a run, and where its files are; by one process of it."""
-  import jax  # not by `dfkt list`, which answers at once
+  """Print the figures of a run and where its files are, from one process."""
+  import jax  # here and not above: `dfkt list` needs none
 
   if jax.process_index() != 0:
     return
@@ -44,7 +46,7 @@ def show_result(result: Mapping[str, Any], workdir: Path) -> None:
 
 
 def show_evaluation(result: Mapping[str, Any]) -> None:
-  """Accuracy first, then the classes."""
+  """Print an evaluation: the accuracy first, then the classes."""
   console = Console(soft_wrap=True)
   accuracy, names = result["accuracy"], result["class_names"]
   half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / result["images"])
@@ -82,7 +84,7 @@ def show_evaluation(result: Mapping[str, Any]) -> None:
 
 
 def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
-  """Rows of one shape."""
+  """Print rows that have the same columns."""
   table = Table()
   for name in rows[0]:
     numeric = isinstance(rows[0][name], int | float)
@@ -92,51 +94,62 @@ def show_table(rows: Sequence[Mapping[str, Any]]) -> None:
   Console().print(table)
 
 
-def show_names(names: Mapping[str, str]) -> None:
-  """Names with what they are."""
+def show_rows(rows: Iterable[Sequence[str]]) -> None:
+  """Print rows of text, a column below the other."""
   table = Table(show_header=False, box=None, pad_edge=False)
-  for name, text in names.items():
-    table.add_row(name, text)
+  for row in rows:
+    table.add_row(*row)
   Console(soft_wrap=True, markup=False).print(table)
 
 
 def show_list(what: str) -> None:
-  """`dfkt list`."""
-  from dfkt_jax import methods, models
-  from dfkt_jax.commands import experiments
-  from dfkt_jax.teachers import PRESETS
-
+  """Print the names of a kind, for `dfkt list`."""
   if what == "methods":
-    known = {
-      **methods.SYNTHESIZERS,
-      **methods.OPENWORLD,
-      **methods.STORED,
-      **methods.ADAPTERS,
-    }
-    names = {name: _first_line(method) for name, method in known.items()}
-  elif what == "archs":
-    names = {name: "" for name in models.ARCHS}
-    names["wrn-DEPTH-WIDEN"] = "any other wide residual network"
+    _show_methods()
+    return
+  if what == "archs":
+    from dfkt_jax import models
+
+    rows = [(name, "") for name in models.ARCHS]
+    rows.append(("wrn-DEPTH-WIDEN", "any other wide residual network"))
   elif what == "presets":
-    names = {
-      preset.name: f"{', '.join(preset.archs)} ({preset.source})"
+    from dfkt_jax.teachers import PRESETS
+
+    rows = [
+      (preset.name, f"{', '.join(preset.archs)} ({preset.source})")
       for preset in PRESETS.values()
-    }
+    ]
   elif what == "datasets":
-    names = _DATASETS
+    rows = list(_DATASETS.items())
   else:
-    names = {
-      f"{path}:{name}": type(value).__name__
+    from dfkt_jax.commands import experiments
+
+    rows = [
+      (f"{path}:{name}", type(value).__name__)
       for path in sorted(Path("experiments").glob("[!_]*.py"))
       for name, value in experiments.find(str(path)).items()
-    } or {"none": "there is no folder experiments/ here with a module in it"}
-  show_names(names)
+    ] or [("none", "there is no folder experiments/ here with a module in it")]
+  show_rows(rows)
 
 
-def _first_line(method: type) -> str:
-  import sys
-
-  return (sys.modules[method.__module__].__doc__ or "").strip().split("\n")[0]
+def _show_methods() -> None:
+  """Print methods and learners, each with the first line of its module."""
+  console = Console(soft_wrap=True, markup=False, highlight=False)
+  kinds = {
+    "images from a teacher (dfkt synthesize, dfkt distill)": (
+      methods.SYNTHESIZERS
+    ),
+    "images from a pool (dfkt distill --pool)": methods.SELECTORS,
+    "images from a dataset (dfkt distill --transfer-set)": methods.STORED,
+    "what a student learns (dfkt distill --learner)": methods.LEARNERS,
+    "adaptation (dfkt adapt)": methods.ADAPTERS,
+  }
+  for kind, known in kinds.items():
+    console.print(f"{kind}:")
+    for name, entry in known.items():
+      console.print(f"  {name:16}{entry.title()}")
+      if entry.paper:
+        console.print(f"  {'':16}{entry.paper}")
 
 
 def _text(name: str, value: Any) -> str:

@@ -3,38 +3,34 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from dfkt_jax import (
-  data,
-  evaluate,
-  files,
-  models,
-  parallel,
-  placement,
-  teachers,
-  workdir,
-)
+from dfkt_jax import data, models, teachers
 from dfkt_jax import network as net
-from dfkt_jax.commands import summary
-from dfkt_jax.commands.checks import check_numbers
+from dfkt_jax.contracts import NonNegative, Seed
 from dfkt_jax.data.examples import Examples, moments, open_examples
 from dfkt_jax.data.stream import Stream, put
+from dfkt_jax.devices.loops import Loops, select
+from dfkt_jax.devices.mesh import parse_mesh
+from dfkt_jax.devices.processes import gather
 from dfkt_jax.distillation import supervised
 from dfkt_jax.distillation.supervised import Supervised
-from dfkt_jax.driver import Pace, RunOptions, drive
 from dfkt_jax.errors import UsageError
-from dfkt_jax.loops import Loops
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.evaluation.evaluator import evaluate, fit_to, make_predict
+from dfkt_jax.network import Classification, InputSpec, Network, placement
+from dfkt_jax.runs import experiment
+from dfkt_jax.runs.driver import Loop, Outcome, RunOptions, drive
+from dfkt_jax.runs.experiment import Finished, Work
+from dfkt_jax.runs.result import accuracies, cost
 
 STEPS_PER_ROUND = 20
 
-# (state, round) -> (state, infos), as `drive` wants it.
+# (state, round) -> (state, infos), as `drive` calls it.
 Advance = Callable[[supervised.State, int], tuple[supervised.State, Any]]
 
 
@@ -42,88 +38,90 @@ Advance = Callable[[supervised.State, int], tuple[supervised.State, Any]]
 class TrainTeacher:
   """Trains a classifier on labelled images.
 
-  The network ends up in WORKDIR/network. The last iterate is kept, whatever the
-  evaluation says. A tfds: dataset is streamed from disk and may be larger than
-  memory; any other is loaded onto the device.
+  The network is saved in WORKDIR/network. The last iterate is kept, whatever
+  the evaluation finds. A tfds: dataset is streamed from disk and may be larger
+  than memory; any other is loaded onto the device.
   """
 
   recipe: Supervised
   arch: str  # see 'dfkt list archs'
   dataset: str  # what it learns from, such as digits/train
   eval_dataset: str | None = None  # labelled images that are held out
-  seed: int = 0
-  evaluations: int = 10  # during the run
+  seed: Annotated[int, Seed] = 0
+  evaluations: Annotated[int, NonNegative] = 10  # during the run
 
   def run(self, options: RunOptions) -> dict:
-    """Runs to the end, or resumes; the contents of result.json."""
-    check_numbers(self)
-    mesh = parallel.named_mesh(options.mesh)
-    settings = {"command": "teacher train", **workdir.settings(self)}
+    """Run to the end, or resume; return the contents of result.json.
+
+    Raises:
+      DfktError: bad input, a loss that is not finite, or a stop signal.
+    """
+    return experiment.run(self, options)
+
+  def prepare(self, options: RunOptions) -> Work:
+    """See `experiment.Experiment`."""
+    mesh = parse_mesh(options.mesh)
     train_set = open_examples(self.dataset) or data.load(self.dataset)
     held_out = data.load(self.eval_dataset) if self.eval_dataset else None
     spec = input_spec(train_set)
     module = models.build(self.arch, spec.classes)
-    check(self.recipe, train_set)
-    with workdir.claim(options.workdir, settings), jax.set_mesh(mesh):
-      result = workdir.finished(options.workdir)
-      if result is not None:
-        return result
-      key = jax.random.key(self.seed)
-      network = net.init(jax.random.fold_in(key, 0), module, spec)
-      network, pace = train(
-        options,
-        self.recipe,
-        jax.random.fold_in(key, 1),
-        placement.place(network, mesh),
-        train_set,
-        held_out,
-        self.evaluations,
-        f"train {self.arch}",
-        mesh,
-        self.seed,
-      )
-      return self._finish(options, network, pace)
-
-  def _finish(self, options, network, pace):
-    result = {
-      "command": "teacher train",
-      "method": "supervised",
-      "arch": self.arch,
-      "parameters": net.num_parameters(network),
-      "dataset": self.dataset,
-      "eval_dataset": self.eval_dataset,
-      "seed": self.seed,
-      "steps": self.recipe.steps,
-      **summary.accuracies(options.workdir),
-      **summary.cost(pace, STEPS_PER_ROUND * self.recipe.batch_size),
-    }
-    network = parallel.gather(network)
-    if jax.process_index() == 0:
-      source = f"dfkt teacher train on {self.dataset}"
-      teachers.save(
-        options.workdir / "network",
-        network,
-        teachers.describe(network, self.arch, source=source),
-        replace=True,
-      )
-      files.write_json(options.workdir / "result.json", result)
-    return result
+    check_batch_size(self.recipe, train_set)
+    inputs = _Inputs(self, options, mesh, train_set, held_out)
+    return Work(
+      command="teacher train",
+      mesh=mesh,
+      identity={},
+      carry_out=lambda _: _carry_out(inputs, module, spec),
+    )
 
 
-def check(recipe: Supervised, dataset: data.Dataset | Examples) -> None:
-  """Refuses a recipe that the dataset cannot feed."""
+class _Inputs(NamedTuple):
+  config: TrainTeacher
+  options: RunOptions
+  mesh: Mesh
+  train_set: data.Dataset | Examples
+  held_out: data.Dataset | None
+
+
+def _carry_out(inputs: _Inputs, module: Any, spec: InputSpec) -> Finished:
+  config, mesh = inputs.config, inputs.mesh
+  key = jax.random.key(config.seed)
+  network = net.init(jax.random.fold_in(key, 0), module, spec)
+  outcome = _train(
+    inputs, jax.random.fold_in(key, 1), placement.put(network, mesh)
+  )
+  network = gather(outcome.state.network)
+  result = {
+    "command": "teacher train",
+    "method": "supervised",
+    "arch": config.arch,
+    "parameters": net.num_parameters(network),
+    "dataset": config.dataset,
+    "eval_dataset": config.eval_dataset,
+    "seed": config.seed,
+    "steps": config.recipe.steps,
+    **accuracies(outcome.history),
+    **cost(outcome.throughput, STEPS_PER_ROUND * config.recipe.batch_size),
+  }
+  source = f"dfkt teacher train on {config.dataset}"
+  card = teachers.describe(network, config.arch, source=source)
+  return Finished(result, {"network": (network, card)})
+
+
+def check_batch_size(
+  recipe: Supervised, dataset: data.Dataset | Examples
+) -> None:
+  """Refuse a batch size that the dataset cannot feed."""
   count = len(dataset if isinstance(dataset, Examples) else dataset.images)
   if not 1 <= recipe.batch_size <= count:
     raise UsageError(
       f"--batch-size is {recipe.batch_size} and dataset {dataset.name} has"
       f" {count} images: give 1 to {count}"
     )
-  if recipe.steps < 1:
-    raise UsageError(f"--steps is {recipe.steps}: give a number from 1 up")
 
 
 def input_spec(dataset: data.Dataset | Examples) -> InputSpec:
-  """The input of a network for this dataset, with its pixels' moments."""
+  """Return the input of a network for this dataset, with its pixel moments."""
   if isinstance(dataset, Examples):
     shape, classes = dataset.shape, dataset.classes
     mean, std = moments(dataset)
@@ -136,59 +134,48 @@ def input_spec(dataset: data.Dataset | Examples) -> InputSpec:
     *shape,
     mean=tuple(round(float(m), 4) for m in mean),
     std=tuple(round(max(float(s), 1e-3), 4) for s in std),
-    classes=classes,
-    class_names=tuple(dataset.class_names),
+    task=Classification(classes, tuple(dataset.class_names)),
   )
 
 
-def train(
-  options: RunOptions,
-  recipe: Supervised,
-  key: jax.Array,
-  network: Network,
-  train_set: data.Dataset | Examples,
-  held_out: data.Dataset | None,
-  evaluations: int,
-  title: str,
-  mesh: Mesh,
-  seed: int,
-) -> tuple[Network, Pace]:
-  """Trains `network`, resuming from the workdir; `seed` orders a stream."""
-  predict = evaluate.make_predict()
+def _train(inputs: _Inputs, key: jax.Array, network: Network) -> Outcome:
+  """Train `network`, resuming from the workdir."""
+  config, options, mesh, train_set, held_out = inputs
+  recipe, predict = config.recipe, make_predict()
 
   def observe(state: supervised.State, done: int):
     if held_out is None:
       return {}
-    result = evaluate.evaluate(state.network, held_out, predict=predict)
-    return {"eval/accuracy": result["accuracy"]}
+    found = evaluate(state.network, held_out, predict=predict)
+    return {"eval/accuracy": found["accuracy"]}
 
   rounds = -(-recipe.steps // STEPS_PER_ROUND)
   with contextlib.ExitStack() as stack:
     stream = None
     if isinstance(train_set, Examples):
-      stream = stack.enter_context(Stream(train_set, recipe.batch_size, seed))
+      stream = Stream(train_set, recipe.batch_size, config.seed)
+      stream = stack.enter_context(stream)
       advance = _from_stream(recipe, key, stream, mesh)
     else:
-      advance = _from_memory(recipe, key, evaluate.fit_to(network, train_set))
-    state, pace = drive(
-      options,
-      title=title,
+      advance = _from_memory(recipe, key, fit_to(network, train_set))
+    loop = Loop(
+      title=f"train {config.arch}",
       state=recipe.init(network),
       rounds=rounds,
       advance=advance,
       observe=observe,
-      observe_every=max(1, rounds // max(1, evaluations)),
+      observe_every=max(1, rounds // max(1, config.evaluations)),
       images_per_round=STEPS_PER_ROUND * recipe.batch_size,
       steps_per_round=STEPS_PER_ROUND,
       stream=stream,
     )
-  return state.network, pace
+    return drive(options, loop)
 
 
 def _from_memory(
   recipe: Supervised, key: jax.Array, train_set: data.Dataset
 ) -> Advance:
-  """Rounds on a training set that is on the device as a whole."""
+  """Make rounds on a training set that is on the device as a whole."""
   pixels, labels = jnp.asarray(train_set.images), jnp.asarray(train_set.labels)
 
   def body(state, step, key, pixels, labels):
@@ -207,11 +194,11 @@ def _from_memory(
 def _from_stream(
   recipe: Supervised, key: jax.Array, stream: Stream, mesh: Mesh
 ) -> Advance:
-  """Rounds on u8[steps, batch, height, width, channels] off a stream."""
+  """Make rounds on u8[steps, batch, height, width, channels] of a stream."""
 
   def body(state, step, key, pixels, labels):
-    at = step % STEPS_PER_ROUND
-    return _step(recipe, key, state, step, pixels[at], labels[at])
+    place = step % STEPS_PER_ROUND
+    return _step(recipe, key, state, step, pixels[place], labels[place])
 
   step_round = _compile(body)
 
@@ -227,7 +214,7 @@ def _from_stream(
 def _compile(body):
   loops = Loops.for_backend()
   repeat = loops.repeat(body, STEPS_PER_ROUND)
-  return loops.whole(
+  return loops.jit_round(
     lambda state, index, key, pixels, labels: repeat(
       state, index * STEPS_PER_ROUND, key, pixels, labels
     )
@@ -235,7 +222,6 @@ def _compile(body):
 
 
 def _step(recipe, key, state, step, images, labels):
-  """Steps past the last one, in a last round that is not full, do nothing."""
+  """Take a step, or none past the last one, in a last round."""
   new, info = recipe.step(key, state, step, images, labels)
-  keep = step < recipe.steps
-  return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state), info
+  return select(step < recipe.steps, new, state), info

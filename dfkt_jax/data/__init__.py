@@ -1,7 +1,7 @@
-"""Datasets by name, as arrays."""
+"""Datasets: loading by name, resizing and batching."""
 
 from dfkt_jax.data.batches import padded_batches
-from dfkt_jax.data.dataset import Dataset, fit
+from dfkt_jax.data.dataset import Dataset, resize
 from dfkt_jax.data.load import load
 
-__all__ = ["Dataset", "fit", "load", "padded_batches"]
+__all__ = ["Dataset", "load", "padded_batches", "resize"]

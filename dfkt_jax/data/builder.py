@@ -1,9 +1,10 @@
-"""Any dataset as a TFDS dataset on disk, which is then streamed.
+"""Conversion of any dataset to a TFDS dataset, which can then be streamed.
 
 DATA_DIR/NAME/1.0.0 is read by `tfds:NAME`, by `tfds:DATA_DIR/NAME/1.0.0` and by
-`tfds.builder(NAME, data_dir=DATA_DIR)`. It is written into a folder beside it,
-a shard at a time, and renamed as a whole: a killed run, started again, goes on
-at the next shard, and nobody ever reads half a dataset.
+`tfds.builder(NAME, data_dir=DATA_DIR)`. It is written to a temporary folder
+next to it, one shard at a time, and the finished folder is renamed. A killed
+run, started again, continues with the next shard, and no reader sees half a
+dataset.
 """
 
 from collections.abc import Mapping
@@ -23,10 +24,10 @@ from dfkt_jax.data.dataset import Dataset
 from dfkt_jax.errors import UsageError
 
 VERSION = "1.0.0"
-RECORD = "dfkt.json"  # what the dataset was made of
+RECORD = "dfkt.json"  # the sources of the dataset, and its files
 SHARD_BYTES = 16 * 2**20
-"""Of pixels in one shard, before they are compressed."""
-MOST_SHARDS = 1024
+"""Bytes of pixels in one shard, before compression."""
+MAX_SHARDS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class _Spec:
 
 
 def default_data_dir() -> Path:
-  """Where tfds looks: $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-  place = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return Path(place).expanduser()
+  """Return the data folder of tfds: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+  folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return Path(folder).expanduser()
 
 
 def write(
@@ -49,36 +50,36 @@ def write(
   overwrite: bool = False,
   shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-  """Writes a dataset of these splits; its directory.
+  """Write a dataset with these splits and return its directory.
 
-  Images are kept bit by bit, in their order. What is there already and the same
-  is left as it is; files of it that are gone or cut short are written again.
+  Images are kept bit for bit, in their order. If the same dataset exists
+  already, only those of its files are written that are missing or cut short.
 
   Raises:
-    UsageError: a name that tfds does not take, splits that do not fit together,
-      or another dataset in this place without `overwrite`.
+    UsageError: tfds does not accept the name, the splits do not fit together,
+      or another dataset exists at this place and `overwrite` is False.
   """
   check_name(name)
   spec = _common_spec(splits)
-  place = data_dir / name / VERSION
+  target = data_dir / name / VERSION
   record = {
     "name": name,
     "splits": {split: d.name for split, d in splits.items()},
     "sha256": _digest(splits, spec, shard_bytes),
   }
-  directory = _choose(place, record["sha256"], overwrite)
-  _remove_leftovers(place, directory)
-  sizes = _record(directory).get("bytes", {})
+  directory = _choose_directory(target, record["sha256"], overwrite)
+  _remove_leftovers(target, directory)
+  sizes = _read_record(directory).get("bytes", {})
   damaged = [
     path
     for path in (directory / file for file in sizes)
     if not path.exists() or path.stat().st_size != sizes[path.name]
   ]
-  if directory == place and sizes and not damaged:
-    return place
+  if directory == target and sizes and not damaged:
+    return target
   for path in damaged:
     path.unlink(missing_ok=True)
-  # Without sizes it says that it is not whole.
+  # A record without sizes marks a dataset that is not complete.
   files.write_json(directory / RECORD, record)
   written = [
     _write_split(directory, name, split, dataset, spec, shard_bytes)
@@ -88,51 +89,60 @@ def write(
   made = [path for path in sorted(directory.iterdir()) if path.name != RECORD]
   sizes = {path.name: path.stat().st_size for path in made}
   files.write_json(directory / RECORD, {**record, "bytes": sizes})
-  if directory != place:
-    _swap(directory, place)
-  return place
+  if directory != target:
+    _swap(directory, target)
+  return target
 
 
-def _choose(place: Path, sha256: str, overwrite: bool) -> Path:
-  """Where to write: what is there is mended, all else is written beside."""
-  if _record(place).get("sha256") == sha256:
-    return place
-  if place.exists() and not overwrite:
+def _choose_directory(target: Path, sha256: str, overwrite: bool) -> Path:
+  """Return the directory to write to.
+
+  It is `target` if that has the same dataset, which is then repaired, and
+  otherwise a temporary directory next to it.
+  """
+  if _read_record(target).get("sha256") == sha256:
+    return target
+  if target.exists() and not overwrite:
     raise UsageError(
-      f"{place} holds another dataset: give another name or --data-dir, or"
-      " --overwrite to replace it"
+      f"{target} holds another dataset: expected none; give another name or"
+      " --data-dir, or --overwrite to replace it"
     )
-  beside = place.with_name(f".{VERSION}.incomplete")
-  if beside.exists() and _record(beside).get("sha256") != sha256:
-    shutil.rmtree(beside)
-  return beside
+  temporary = target.with_name(f".{VERSION}.incomplete")
+  if temporary.exists() and _read_record(temporary).get("sha256") != sha256:
+    shutil.rmtree(temporary)
+  return temporary
 
 
-def _record(directory: Path) -> dict:
+def _read_record(directory: Path) -> dict:
   path = directory / RECORD
   return files.read_json(path) if path.exists() else {}
 
 
-def _remove_leftovers(place: Path, directory: Path) -> None:
-  """What a killed run was about to rename or to remove."""
-  for old in place.parent.glob(f".{VERSION}.old-*"):
+def _remove_leftovers(target: Path, directory: Path) -> None:
+  """Remove the old and temporary files of a run that was killed."""
+  for old in target.parent.glob(f".{VERSION}.old-*"):
     shutil.rmtree(old, ignore_errors=True)
   for file in directory.glob(".*.tmp"):
     file.unlink(missing_ok=True)
 
 
 def check_name(name: str) -> None:
-  """Refuses a name that tfds would not find the dataset by."""
+  """Refuse a name by which tfds would not find the dataset.
+
+  Raises:
+    UsageError: the name is malformed, or belongs to a dataset of tfds.
+  """
   tfds = shards.require().tfds
   if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
     raise UsageError(
-      f"dataset name {name!r} is not one of tfds: expected small letters,"
-      " digits and single underscores, such as my_digits"
+      f"dataset name {name!r} is not valid in tfds: expected small letters,"
+      " digits and single underscores; give a name such as my_digits"
     )
   if name in tfds.list_builders(with_community_datasets=False):
     raise UsageError(
-      f"dataset name {name!r} is that of a dataset in the tfds catalogue, which"
-      f" tfds would look for instead: give another one, such as my_{name}"
+      f"dataset name {name!r} belongs to a dataset in the tfds catalog, which"
+      " tfds would load instead: expected an unused name; give one such as"
+      f" my_{name}"
     )
 
 
@@ -144,15 +154,15 @@ def _common_spec(splits: Mapping[str, Dataset]) -> _Spec:
     for split, value in found.items():
       if value != found[first]:
         raise UsageError(
-          f"--split {split} has {kind} {_short(value)} and --split {first}"
+          f"--split {split} has {kind} {_short(value)}, but --split {first} has"
           f" {_short(found[first])}: expected the same; give --size if they"
           " are folder: or zip:, or write two datasets"
         )
   for split, dataset in splits.items():
     if dataset.labels.min() < 0:
       raise UsageError(
-        f"--split {split} has a label {dataset.labels.min()}: expected classes"
-        " from 0; give a dataset with labels"
+        f"--split {split} has the label {dataset.labels.min()}: expected"
+        " classes from 0; give a dataset with labels"
       )
   class_names = next(iter(names.values()))
   highest = max(int(d.labels.max()) for d in splits.values())
@@ -178,24 +188,29 @@ def _digest(splits, spec, shard_bytes):
 
 
 def _write_split(directory, name, split, dataset, spec, shard_bytes):
-  """The layout of the split and the examples of each shard."""
+  """Write the missing shards of a split.
+
+  Returns:
+    The layout of the split and the number of examples in each shard.
+  """
   images, labels = dataset.images, dataset.labels
-  number = min(MOST_SHARDS, len(labels), -(-images.nbytes // shard_bytes))
-  layout = shards.Layout(directory, number, spec, name, split)
-  ends = [len(labels) * n // number for n in range(number + 1)]
+  count = min(MAX_SHARDS, len(labels), -(-images.nbytes // shard_bytes))
+  layout = shards.Layout(directory, count, spec, name, split)
+  ends = [len(labels) * n // count for n in range(count + 1)]
   for shard, (start, stop) in enumerate(zip(ends, ends[1:])):
-    # Shards are renamed when they are whole.
+    # A shard exists only if it is complete.
     if not layout.path(shard).exists():
       shards.write(layout, shard, images[start:stop], labels[start:stop])
   return layout, np.diff(ends).tolist()
 
 
-def _swap(beside: Path, place: Path) -> None:
-  old = place.with_name(f".{VERSION}.old-{uuid.uuid4().hex[:8]}")
+def _swap(directory: Path, target: Path) -> None:
+  """Rename `directory` to `target` and remove a dataset that was there."""
+  old = target.with_name(f".{VERSION}.old-{uuid.uuid4().hex[:8]}")
   try:
-    if place.exists():
-      os.rename(place, old)
-    os.rename(beside, place)
+    if target.exists():
+      os.rename(target, old)
+    os.rename(directory, target)
   except OSError as error:
-    raise files.unwritable(place, error) from error
+    raise files.unwritable(target, error) from error
   shutil.rmtree(old, ignore_errors=True)

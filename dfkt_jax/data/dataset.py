@@ -1,4 +1,4 @@
-"""Labelled images in memory."""
+"""Labeled images in memory."""
 
 import dataclasses
 
@@ -7,50 +7,50 @@ import numpy as np
 from dfkt_jax.errors import UsageError
 
 
-class NoImage(UsageError):
-  """Its bytes were read and are no image: they will not be one later on."""
+class NotAnImage(UsageError):
+  """The bytes were read and are not an image; reading again does not help."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """`name` is the text it was loaded by; `class_names` may be empty."""
+  """Images and labels."""
 
-  name: str
+  name: str  # the text from which it was loaded
   images: np.ndarray  # uint8[n, height, width, channels]
   labels: np.ndarray  # int32[n]
-  class_names: tuple[str, ...] = ()
+  class_names: tuple[str, ...] = ()  # may be empty
 
 
-def fit(dataset: Dataset, height: int, width: int, channels: int) -> Dataset:
-  """The dataset at another size and number of channels, see `fit_images`."""
+def resize(dataset: Dataset, height: int, width: int, channels: int) -> Dataset:
+  """Convert a dataset to a size and number of channels; see `resize_images`."""
   if dataset.images.shape[1:] == (height, width, channels):
     return dataset
-  images = fit_images(dataset.images, height, width, channels)
+  images = resize_images(dataset.images, height, width, channels)
   return dataclasses.replace(dataset, images=images)
 
 
-def fit_images(
+def resize_images(
   images: np.ndarray, height: int, width: int, channels: int
 ) -> np.ndarray:
-  """u8[n, ...] as u8[n, height, width, channels].
+  """Convert u8[n, ...] to u8[n, height, width, channels].
 
-  Resizing is bilinear with antialiasing; grey becomes RGB by repetition, RGB
-  becomes grey by ITU-R 601 luma. What fits already is returned as it is.
+  Resizing is bilinear with antialiasing. Gray becomes RGB by repetition, RGB
+  becomes gray by ITU-R 601 luma. Images of this shape are returned unchanged.
   """
   shape = (height, width, channels)
   if images.shape[1:] == shape:
     return images
-  fitted = np.empty((len(images), *shape), np.uint8)
+  resized = np.empty((len(images), *shape), np.uint8)
   for index, image in enumerate(images):
-    fitted[index] = _fit_one(image, height, width, channels)
-  return fitted
+    resized[index] = _resize_image(image, height, width, channels)
+  return resized
 
 
-def _fit_one(image, height, width, channels):
+def _resize_image(image, height, width, channels):
   from PIL import Image
 
-  grey = image.shape[-1] == 1
-  picture = Image.fromarray(image[..., 0] if grey else image)
+  gray = image.shape[-1] == 1
+  picture = Image.fromarray(image[..., 0] if gray else image)
   picture = picture.convert("L" if channels == 1 else "RGB")
   if picture.size != (width, height):
     picture = picture.resize((width, height), Image.Resampling.BILINEAR)

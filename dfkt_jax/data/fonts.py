@@ -1,7 +1,8 @@
-"""Printed characters, drawn from the fonts that come with matplotlib.
+"""Printed characters, drawn with the fonts that come with matplotlib.
 
-The digits are a source domain next to scikit-learn's handwritten ones: of the
-same size and depth, grey levels counted from a bitmap of four times the size.
+The digits are a source domain for scikit-learn's handwritten ones: they have
+the same size and depth, and gray levels are averages over a bitmap of four
+times the size.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from dfkt_jax.data.dataset import Dataset
 
 SIZE = 8  # pixels along a side of an image
 _BITMAP = 4 * SIZE
-# Text faces; the rest of the folder holds symbols.
+# Text faces; the other files in the folder are symbols.
 _FACES = (
   *("DejaVuSans", "DejaVuSans-*", "DejaVuSansMono*"),
   *("DejaVuSerif", "DejaVuSerif-*", "STIXGeneral*"),
@@ -22,7 +23,7 @@ _IMAGES = {"train": 2000, "test": 500}
 
 
 def read(name: str, split: str) -> Dataset:
-  """Digits: `train` (2,000) or `test` (500), as many of each."""
+  """Return digits, `train` (2,000) or `test` (500), with equal classes."""
   rng = np.random.default_rng(list(_IMAGES).index(split))
   digits = "0123456789"
   images = render(rng, digits, _IMAGES[split] // len(digits))
@@ -33,10 +34,12 @@ def read(name: str, split: str) -> Dataset:
 def render(
   rng: np.random.Generator, characters: str, rounds: int
 ) -> np.ndarray:
-  """uint8[rounds * len(characters), 8, 8, 1], white on black.
+  """Draw all characters in their order, `rounds` times, white on black.
 
-  Each of a random face, size, width, slant, turn and place. All characters in
-  their order, `rounds` times.
+  Each has a random face, size, width, slant, rotation and position.
+
+  Returns:
+    uint8[rounds * len(characters), 8, 8, 1].
   """
   fonts = _fonts()
   bitmaps = np.stack(
@@ -60,7 +63,7 @@ def _fonts():
 
 
 def _draw(rng, font, character):
-  """bool[32, 32]."""
+  """Draw a character as bool[32, 32]."""
   from PIL import Image, ImageDraw
 
   left, top, right, bottom = font.getbbox(character)
@@ -69,14 +72,14 @@ def _draw(rng, font, character):
   height = rng.uniform(0.8, 1.0) * _BITMAP
   width = min(height * page.width / page.height, 0.8 * _BITMAP)
   width *= rng.uniform(0.8, 1.2)
-  turn, slant = np.deg2rad(rng.uniform(-10, 10)), rng.uniform(-0.2, 0.2)
-  cos, sin = np.cos(turn), np.sin(turn)
-  # From a place on the bitmap to one on the page.
+  angle, slant = np.deg2rad(rng.uniform(-10, 10)), rng.uniform(-0.2, 0.2)
+  cos, sin = np.cos(angle), np.sin(angle)
+  # The affine map from coordinates of the bitmap to coordinates of the page.
   scale = np.diag([page.width / width, page.height / height])
   matrix = scale @ np.array([[1.0, slant], [0.0, 1.0]])
   matrix = matrix @ np.array([[cos, sin], [-sin, cos]])
-  place = _BITMAP / 2 + rng.uniform(-1.5, 1.5, 2)
-  x, y = np.array([page.width, page.height]) / 2 - matrix @ place
+  center = _BITMAP / 2 + rng.uniform(-1.5, 1.5, 2)
+  x, y = np.array([page.width, page.height]) / 2 - matrix @ center
   a, b, d, e = matrix.ravel()
   drawn = page.transform(
     (_BITMAP, _BITMAP),

@@ -1,4 +1,4 @@
-"""Very many names, in a file rather than in memory."""
+"""Lists of names in a file instead of in memory."""
 
 from array import array
 from collections.abc import Iterable
@@ -7,10 +7,9 @@ import tempfile
 
 
 class Listing:
-  """Names by number; a name costs eight bytes of memory.
+  """Names by index, at eight bytes of memory per name.
 
-  It may be read from several threads. The file has no name and goes with
-  `close`.
+  Several threads may read it. The file is anonymous, and `close` removes it.
   """
 
   def __init__(self, names: Iterable[str]):

@@ -1,9 +1,9 @@
-"""Unlabelled images, decoded once, resized and cropped, into a cache on disk.
+"""Unlabeled images, decoded, resized and cropped once into a cache on disk.
 
-Grain reads them in several workers. The cache is in parts, each written beside
-and renamed, so that a killed decoding goes on at the next part, and a part that
-is damaged or gone is decoded again; neither pixels nor names are ever in memory
-as a whole once it is written.
+Grain reads them with several workers. The cache consists of chunks, which are
+written to temporary files and renamed. So a decoding that was killed continues
+with the next chunk, and a chunk that is damaged or missing is decoded again.
+Once written, neither pixels nor names are ever in memory as a whole.
 """
 
 from collections.abc import Callable
@@ -19,29 +19,28 @@ import numpy as np
 
 from dfkt_jax import files
 from dfkt_jax.data import image_files
-from dfkt_jax.data.dataset import NoImage
-from dfkt_jax.data.parts import Names, Parts, save
+from dfkt_jax.data.chunked import ChunkedArray, ChunkedNames, save_npy
+from dfkt_jax.data.dataset import NotAnImage
 from dfkt_jax.data.sources import ImageSource, open_source
 from dfkt_jax.data.stream import require
 from dfkt_jax.errors import DfktError, UsageError
 
-PART_BYTES = 64 * 2**20
-"""Of pixels in one file of the cache; another number gives a pool another
-fingerprint."""
-DECODING = 2
-"""Goes up when the same bytes come out as other pixels."""
+CHUNK_BYTES = 64 * 2**20
+"""Bytes of pixels in one file of the cache; it changes the fingerprint."""
+DECODER_VERSION = 2
+"""Increases if the same bytes are decoded to other pixels."""
 CARD = "pool.json"  # written last, for people
-FEW = 20  # names of broken images that are told
+MAX_REPORTED = 20  # broken images that the card names
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePool:
-  """`names` say where an image comes from, uniquely."""
+  """Decoded images of one shape."""
 
-  text: str  # what the pool was opened by
-  images: Parts  # uint8[n, height, width, channels]
-  names: Names
-  left_out: int  # images that could not be decoded
+  text: str  # the text from which the pool was opened
+  images: ChunkedArray  # uint8[n, height, width, channels]
+  names: ChunkedNames  # the origin of every image, unique
+  left_out: int  # number of images that could not be decoded
   cache: Path  # the pool's own folder
   fingerprint: str  # hexadecimal, of the pixels, their shape and the names
 
@@ -54,54 +53,58 @@ def open_pool(
   shape: tuple[int, int, int],
   cache: Path,
   workers: int | None = None,
-  say: Callable[[str], None] = print,
+  log: Callable[[str], None] = print,
 ) -> ImagePool:
-  """The images of `text` at `shape`, decoded into `cache` if they are not yet.
+  """Decode images to one shape into a cache, unless they are there already.
 
-  Images of any size: bilinear with antialiasing, the shorter side to fit, then
-  the centre. Grey becomes RGB by repetition, RGB grey by luma. What cannot be
-  decoded is left out, counted, and named to `say`.
+  Images may have any size: the shorter side is resized (bilinear with
+  antialiasing) and the center is cropped. Gray becomes RGB by repetition, RGB
+  becomes gray by luma. Images that cannot be decoded are left out, counted and
+  reported to `log`.
 
   Args:
     text: folder:DIR, zip:FILE, npz:FILE, tfds:NAME or any other dataset.
     shape: (height, width, channels).
-    workers: threads that decode (default: one a core).
+    cache: folder with a subfolder for every pool.
+    workers: number of decoding threads (default: one per core).
+    log: receives messages for the user.
 
   Raises:
     UsageError: there is no such source, one of its files cannot be read, or no
-      image of it can be decoded.
+      image can be decoded.
   """
   with contextlib.closing(open_source(text)) as source:
-    key = f"{DECODING} {source.fingerprint} {tuple(shape)}"
+    key = f"{DECODER_VERSION} {source.fingerprint} {tuple(shape)}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
-    parts = _decode_missing(text, source, shape, folder, workers, say)
-  images = [_path(folder, part) for part in range(len(parts))]
+    records = _decode_missing(text, source, shape, folder, workers, log)
+  images = [_path(folder, chunk) for chunk in range(len(records))]
   names = [path.with_suffix(".txt") for path in images]
-  sums = [part["sha256"] for part in parts]
+  sums = [record["sha256"] for record in records]
   digest = hashlib.sha256(repr((tuple(shape), sums)).encode())
   pool = ImagePool(
     text,
-    Parts(images),
-    Names(names, [part["images"] for part in parts]),
-    sum(part["left_out"] for part in parts),
+    ChunkedArray(images),
+    ChunkedNames(names, [record["images"] for record in records]),
+    sum(record["left_out"] for record in records),
     folder,
     digest.hexdigest(),
   )
-  broken = [reason for part in parts for reason in part["first"]]
+  broken = [reason for record in records for reason in record["first"]]
   if not len(pool):
     raise UsageError(
-      f"{text}: none of its {pool.left_out:,} images can be read ({broken[0]})"
+      f"{text}: all of its {pool.left_out:,} images are broken, the first is"
+      f" {broken[0]}"
     )
   if not (folder / CARD).exists():
-    _write_card(pool, shape, broken, say)
+    _write_card(pool, shape, broken, log)
   return pool
 
 
-def _write_card(pool, shape, broken, say):
+def _write_card(pool, shape, broken, log):
   if broken:
-    say(
+    log(
       f"{pool.text}: {pool.left_out:,} of {len(pool) + pool.left_out:,} images"
-      f" cannot be read and are left out, first {broken[0]}"
+      f" cannot be read and are left out, the first is {broken[0]}"
     )
   card = {
     "text": pool.text,
@@ -109,37 +112,37 @@ def _write_card(pool, shape, broken, say):
     "shape": shape,
     "images": len(pool),
     "left_out": pool.left_out,
-    "first_left_out": broken[:FEW],
+    "first_left_out": broken[:MAX_REPORTED],
   }
   files.write_json(pool.cache / CARD, card)
 
 
-def _path(folder, part):
-  return folder / f"{part:05d}.npy"
+def _path(folder, chunk):
+  return folder / f"{chunk:05d}.npy"
 
 
-def _decode_missing(text, source, shape, folder, workers, say):
-  """Decodes what is not whole in the cache; what each part's record says."""
+def _decode_missing(text, source, shape, folder, workers, log):
+  """Decode the missing chunks of the cache and return all chunks' records."""
   count = len(source)
-  rows = max(1, PART_BYTES // int(np.prod(shape)))
-  parts = -(-count // rows)
-  # Processes that share the cache begin at different parts, so they share the
-  # work too; what two of them write is the same.
-  first = parts * jax.process_index() // jax.process_count()
+  rows = max(1, CHUNK_BYTES // int(np.prod(shape)))
+  chunks = -(-count // rows)
+  # Processes that share the cache begin at different chunks, so they share the
+  # work too; if two of them write a chunk, they write the same.
+  first = chunks * jax.process_index() // jax.process_count()
   records = {}
-  for part in (*range(first, parts), *range(first)):
-    path = _path(folder, part)
-    indices = range(part * rows, min((part + 1) * rows, count))
-    records[part] = _record(path, len(indices))
-    if records[part] is None:
-      records[part] = _decode_part(source, shape, indices, path, workers)
-      if parts > 1:
-        say(f"{text}: decoded part {part + 1} of {parts}, {count:,} images")
-  return [records[part] for part in range(parts)]
+  for chunk in (*range(first, chunks), *range(first)):
+    path = _path(folder, chunk)
+    indices = range(chunk * rows, min((chunk + 1) * rows, count))
+    records[chunk] = _read_record(path, len(indices))
+    if records[chunk] is None:
+      records[chunk] = _decode_chunk(source, shape, indices, path, workers)
+      if chunks > 1:
+        log(f"{text}: decoded chunk {chunk + 1} of {chunks}, {count:,} images")
+  return [records[chunk] for chunk in range(chunks)]
 
 
-def _record(path, count):
-  """What was written of a part of `count` images; None if it is not whole."""
+def _read_record(path, count):
+  """Return the record of a chunk of `count` images, or None if incomplete."""
   try:
     record = json.loads(path.with_suffix(".json").read_bytes())
     images = len(np.load(path, mmap_mode="r"))
@@ -154,26 +157,26 @@ def _record(path, count):
     return None
   except OSError as error:
     raise files.unreadable(path, error) from error
-  except (ValueError, EOFError, KeyError, TypeError):  # of what is cut short
+  except (ValueError, EOFError, KeyError, TypeError):  # a file was cut short
     return None
 
 
-def _decode_part(
+def _decode_chunk(
   source: ImageSource,
   shape: tuple[int, int, int],
   indices: range,
   path: Path,
   workers: int | None,
 ) -> dict:
-  """Writes a part; its record."""
+  """Decode and write a chunk, and return its record."""
   grain = require()
 
   def decode(index):
-    """Its number, and a uint8 image or why there is none."""
+    """Return the index, and a uint8 image or the error."""
     try:
-      return index, _fitted(source.image(index), shape)
+      return index, _resize_and_crop(source.image(index), shape)
     except DfktError as error:
-      # Raised in a worker it would come with Grain's own lines behind it.
+      # If a worker raised it, Grain would append lines of its own.
       return index, error
 
   workers = workers or os.cpu_count() or 1
@@ -185,39 +188,39 @@ def _decode_part(
   names, broken = [], []
   with contextlib.closing(iter(dataset.to_iter_dataset(options))) as decoded:
     for index, image in decoded:
-      if isinstance(image, NoImage):
+      if isinstance(image, NotAnImage):
         broken.append(str(image))
-      elif isinstance(image, DfktError):  # of a disk: it may go away
+      elif isinstance(image, DfktError):  # an error of the disk may go away
         raise image
       else:
         images[len(names)] = image
         names.append(source.name(index).replace("\n", "\\n"))
   images = images[: len(names)]
-  # A file's name need not be text.
+  # The name of a file may not be valid text.
   text = "\n".join(names).encode(errors="backslashreplace")
   digest = hashlib.sha256(images.data)
   digest.update(text)
   record = {
     "images": len(names),
     "left_out": len(broken),
-    "first": broken[:FEW],
+    "first": broken[:MAX_REPORTED],
     "bytes_of_names": len(text),
     "sha256": digest.hexdigest(),
   }
-  # The pixels come last: they say that the part is whole.
+  # The pixels are written last: without them the chunk is incomplete.
   files.write_json(path.with_suffix(".json"), record)
   files.write_atomic(path.with_suffix(".txt"), text)
-  save(path, images)
+  save_npy(path, images)
   return record
 
 
-def _fitted(image, shape):
+def _resize_and_crop(image, shape):
   from PIL import Image
 
   height, width, channels = shape
   if isinstance(image, np.ndarray):
-    grey = image.shape[-1] == 1
-    image = Image.fromarray(image[..., 0] if grey else image)
-  picture = image_files.fit(image, (height, width))
+    gray = image.shape[-1] == 1
+    image = Image.fromarray(image[..., 0] if gray else image)
+  picture = image_files.resize_and_crop(image, (height, width))
   picture = picture.convert("L" if channels == 1 else "RGB")
   return np.asarray(picture).reshape(shape)

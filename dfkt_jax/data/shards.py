@@ -1,9 +1,9 @@
-"""Labelled images as a TFDS dataset of ArrayRecord shards.
+"""Writing of labeled images as a TFDS dataset of ArrayRecord shards.
 
-`tfds:DIRECTORY` reads it back, as does `tfds.builder_from_directory`. Shards
-are written beside and renamed, so any of them may be written again after a
-kill, and by several processes; the dataset exists once its metadata does.
-TensorFlow is not needed.
+`tfds:DIRECTORY` and `tfds.builder_from_directory` read it. Shards are written
+to temporary files and renamed, so each may be written again after a kill, and
+by several processes; the dataset exists once its metadata exist. TensorFlow is
+not needed.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SOFT_LABELS = "soft_labels"  # the feature: f32[classes], logits
 
 
 class Spec(Protocol):
-  """What the examples of a dataset are; an `InputSpec` is one."""
+  """Shape and classes of the examples of a dataset, such as an `InputSpec`."""
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -32,26 +32,29 @@ class Spec(Protocol):
     ...
 
   @property
-  def classes(self) -> int: ...
+  def classes(self) -> int:
+    """The number of classes."""
+    ...
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """One for each class, or none."""
+    """One name for each class, or an empty tuple."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """One split in `shards` files."""
+  """The files of one split."""
 
   directory: Path
-  shards: int
+  shards: int  # number of files
   spec: Spec
   name: str = NAME
   split: str = SPLIT
-  soft_labels: bool = False  # every image has some
+  soft_labels: bool = False  # True: every image has soft labels
 
   def path(self, number: int) -> Path:
+    """Return the path of shard `number`."""
     suffix = f"array_record-{number:05d}-of-{self.shards:05d}"
     return self.directory / f"{self.name}-{self.split}.{suffix}"
 
@@ -63,21 +66,21 @@ def write(
   labels: np.ndarray,
   soft_labels: np.ndarray | None = None,
 ) -> None:
-  """Writes shard `number`.
+  """Write shard `number`.
 
   Args:
     images: u8[n, height, width, channels].
     labels: i32[n].
-    soft_labels: f32[n, classes], logits, where the layout has them.
+    soft_labels: f32[n, classes], logits, if the layout has them.
   """
   writer_class = require().writer
   features = _features(layout)
   path = layout.path(number)
-  beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     layout.directory.mkdir(parents=True, exist_ok=True)
-    # One record a group: readers look records up singly.
-    writer = writer_class(str(beside), "group_size:1")
+    # One record per group, since readers look up single records.
+    writer = writer_class(str(temporary), "group_size:1")
     for index, (image, label) in enumerate(zip(images, labels)):
       example = {"image": _png(image), "label": int(label)}
       if soft_labels is not None:
@@ -85,20 +88,23 @@ def write(
       encoded = features.encode_example(example)
       writer.write(features.serialize_example(encoded))
     writer.close()
-    os.replace(beside, path)
+    os.replace(temporary, path)
   except OSError as error:
     raise files.unwritable(path, error) from error
 
 
 def remove_leftovers(layout: Layout, number: int) -> None:
-  """Of writers of this shard that were killed; nobody else may write it now."""
+  """Remove temporary files of killed writers of a shard.
+
+  No other process may be writing this shard.
+  """
   path = layout.path(number)
-  for beside in layout.directory.glob(f".{path.name}.*.tmp"):
-    beside.unlink(missing_ok=True)
+  for temporary in layout.directory.glob(f".{path.name}.*.tmp"):
+    temporary.unlink(missing_ok=True)
 
 
 def count(layout: Layout, number: int) -> int:
-  """How many examples a shard has; 0 where its end is missing."""
+  """Return the number of examples in a shard, 0 if the shard was cut short."""
   reader = require().reader
   try:
     return len(reader(str(layout.path(number))))
@@ -107,41 +113,41 @@ def count(layout: Layout, number: int) -> int:
 
 
 def finish(layout: Layout, counts: Sequence[int]) -> None:
-  """Writes the metadata, which makes the shards a dataset of one split."""
+  """Write the metadata, which makes the shards a dataset of one split."""
   finish_all([(layout, counts)])
 
 
 def finish_all(splits: Sequence[tuple[Layout, Sequence[int]]]) -> None:
-  """Writes the metadata of one dataset of several splits.
+  """Write the metadata of a dataset of several splits.
 
   Args:
-    splits: each with the number of examples of every shard; the layouts differ
-      in split and shards only.
+    splits: layouts with the number of examples of every shard; the layouts
+      differ only in split and shards.
   """
   tfds = require().tfds
   layout = splits[0][0]
-  # Several processes may come to this at once: none reads half a file.
+  # Several processes may do this at once, and no reader may see half a file.
   with tempfile.TemporaryDirectory() as scratch:
-    # tfds reads the names of all shards off one of each split that it finds.
-    stand_ins = [Path(scratch, split.path(0).name) for split, _ in splits]
-    for path in stand_ins:
+    # tfds infers the names of all shards of a split from one that it finds.
+    placeholders = [Path(scratch, split.path(0).name) for split, _ in splits]
+    for path in placeholders:
       path.touch()
     tfds.folder_dataset.write_metadata(
       data_dir=scratch,
       features=_features(layout),
       split_infos=[_split_info(tfds, *split) for split in splits],
-      # The folder may yet get its name, so tfds cannot read a version off it.
+      # The folder may be renamed later, so its name does not have the version.
       version="1.0.0",
       supervised_keys=("image", "label"),
       check_data=False,
     )
-    made = set(Path(scratch).iterdir()) - set(stand_ins)
-    for path in sorted(made, key=_comes_last):
+    written = set(Path(scratch).iterdir()) - set(placeholders)
+    for path in sorted(written, key=_is_last):
       files.write_atomic(layout.directory / path.name, path.read_bytes())
 
 
-def _comes_last(path):
-  # With it there is a dataset.
+def _is_last(path):
+  """Return whether a file is written last, since it makes a dataset exist."""
   return path.name == "dataset_info.json"
 
 
@@ -183,8 +189,8 @@ def _png(image: np.ndarray) -> bytes:
   from PIL import Image
 
   buffer = io.BytesIO()
-  grey = image.shape[-1] == 1
-  Image.fromarray(image[..., 0] if grey else image).save(buffer, "PNG")
+  gray = image.shape[-1] == 1
+  Image.fromarray(image[..., 0] if gray else image).save(buffer, "PNG")
   return buffer.getvalue()
 
 
@@ -196,7 +202,11 @@ class _Packages:
 
 
 def require() -> _Packages:
-  """The packages that writing needs, or a UsageError that says so."""
+  """Import the packages that writing needs.
+
+  Raises:
+    UsageError: a package is not installed.
+  """
   try:
     from array_record.python.array_record_data_source import (
       ArrayRecordDataSource,
@@ -205,7 +215,8 @@ def require() -> _Packages:
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise UsageError(
-      f"writing a dataset needs tensorflow-datasets and grain ({error}): run"
-      " pip install tensorflow-datasets grain importlib_resources"
+      f"writing a dataset failed to import its packages ({error}): expected"
+      " tensorflow-datasets and grain; run pip install tensorflow-datasets"
+      " grain importlib_resources"
     ) from error
   return _Packages(tfds, ArrayRecordWriter, ArrayRecordDataSource)

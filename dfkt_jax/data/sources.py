@@ -1,9 +1,9 @@
-"""Unlabelled images of any size and kind, one at a time.
+"""Unlabeled images of any size and kind, read one at a time.
 
-Neither pixels nor names are held in memory where there may be very many: a
-folder's names are in a file, a TFDS dataset and an npz file that is not
-compressed are read in place. A compressed npz file is loaded as a whole, and a
-zip file's table of contents while it is opened.
+Sources may have very many images, so their pixels and names are not kept in
+memory: the names of a folder are in a file, and a TFDS dataset and an
+uncompressed npz file are read in place. Only a compressed npz file is loaded as
+a whole, and a zip file's table of contents while it is opened.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ import numpy as np
 from dfkt_jax import files
 from dfkt_jax.data import image_files, npz, tfds_source
 from dfkt_jax.data.listing import Listing
-from dfkt_jax.data.load import load, split_of, split_slice
+from dfkt_jax.data.load import load, parse_slice, parse_split
 from dfkt_jax.data.zip_members import ZipMembers
 from dfkt_jax.errors import UsageError
 
@@ -32,58 +32,55 @@ class _Names(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ImageSource:
-  """Images by number, from several threads.
+  """Images by index, which several threads may read."""
 
-  `fingerprint` changes with them and with the place that they are in.
-  """
-
-  names: _Names  # of everything there is, unique
-  read: Callable[[int], Any]  # of everything there is
-  fingerprint: str
-  order: range  # what of it belongs to the source
+  names: _Names  # unique names of all images, also of those not in `order`
+  read: Callable[[int], Any]  # reads any of these images
+  fingerprint: str  # changes with the images and with their location
+  order: range  # indices of the images that belong to the source
   close: Callable[[], None] = lambda: None
 
   def __len__(self) -> int:
     return len(self.order)
 
   def name(self, index: int) -> str:
-    """Where it comes from: a path in the folder or zip file, or a number."""
+    """Return an image's path in the folder or zip file, or its number."""
     return self.names[self.order[index]]
 
   def image(self, index: int) -> Any:
-    """uint8[height, width, 1 or 3], or a PIL image.
+    """Return uint8[height, width, 1 or 3] or a PIL image.
 
     Raises:
-      NoImage: what is there is none.
-      UsageError: it cannot be read.
+      NotAnImage: the bytes are not an image.
+      UsageError: the image cannot be read.
     """
     return self.read(self.order[index])
 
 
 def open_source(text: str) -> ImageSource:
-  """The images of a text such as zip:pool.zip or tfds:NAME/train[:1000].
+  """Open the images of a text such as zip:pool.zip or tfds:NAME/train[:1000].
 
-  Labels and the names of folders do not matter; an npz file needs only an
-  array `images`. To be closed.
+  Labels and the names of folders are ignored, and an npz file needs only an
+  array `images`. The caller closes the source.
 
   Raises:
-    UsageError: what the text names is not there, or has no images.
+    UsageError: the source does not exist or has no images.
   """
-  body, bounds = split_slice(text)
-  kind, colon, at = body.partition(":")
-  if colon and not at:  # which would be the current directory
+  body, bounds = parse_slice(text)
+  kind, colon, location = body.partition(":")
+  if colon and not location:  # Path("") is the current directory
     raise UsageError(
-      f"{text} says no place: expected a path or name behind the colon;"
-      f" give one such as {kind}:photos"
+      f"{text} has nothing after the colon: expected a path or name; give one"
+      f" such as {kind}:photos"
     )
   if kind == "folder":
-    source = _folder(Path(at))
+    source = _folder(Path(location))
   elif kind == "zip":
-    source = _zip(Path(at))
+    source = _zip(Path(location))
   elif kind == "npz":
-    source = _npz(*split_of(kind, at))
+    source = _npz(*parse_split(kind, location))
   elif kind == "tfds":
-    source = _tfds(*split_of(kind, at))
+    source = _tfds(*parse_split(kind, location))
   else:
     images = load(body).images
     digest = hashlib.sha256(np.ascontiguousarray(images).data)
@@ -92,8 +89,8 @@ def open_source(text: str) -> ImageSource:
   if not order:
     source.close()
     raise UsageError(
-      f"{text} holds no image: expected some, in a folder or a zip file as .jpg"
-      " or .png"
+      f"{text} holds no images: expected some, such as .jpg or .png files in a"
+      " folder or zip file; check the path and the slice"
     )
   fingerprint = f"{source.fingerprint} {order}"
   return dataclasses.replace(source, order=order, fingerprint=fingerprint)
@@ -101,7 +98,10 @@ def open_source(text: str) -> ImageSource:
 
 def _folder(folder: Path) -> ImageSource:
   if not folder.is_dir():
-    raise UsageError(f"folder:{folder} is not a folder: give one of images")
+    raise UsageError(
+      f"folder:{folder} is not a folder: expected one with images; check the"
+      " path"
+    )
   digest = hashlib.sha256(os.fsencode(folder.resolve()) + b"\n")
 
   def members() -> Iterator[str]:
@@ -131,8 +131,8 @@ def _folder(folder: Path) -> ImageSource:
 
 
 def _zip(path: Path) -> ImageSource:
-  wanted = lambda name: image_files.is_image(PurePosixPath(name))
-  members = ZipMembers(path, wanted, image_files.LARGEST)
+  is_image = lambda name: image_files.is_image(PurePosixPath(name))
+  members = ZipMembers(path, is_image, image_files.MAX_BYTES)
 
   def read(index):
     raw = lambda _: members.read(index)
@@ -147,13 +147,13 @@ def _zip(path: Path) -> ImageSource:
   )
 
 
-def _npz(at: str, split: str | None) -> ImageSource:
-  if split is not None:  # as rows of the file's own array `train` say
-    images = npz.read(f"npz:{at}/{split}", Path(at), split).images
+def _npz(location: str, split: str | None) -> ImageSource:
+  if split is not None:  # the file's array `train` defines the split
+    images = npz.read(f"npz:{location}/{split}", Path(location), split).images
   else:
-    images = npz.read_images(Path(at))
-  # Two files of one name, size and time do differ in the sums of their arrays.
-  path = Path(at).resolve()
+    images = npz.read_images(Path(location))
+  # Files of the same name, size and time still differ in their checksums.
+  path = Path(location).resolve()
   with zipfile.ZipFile(path) as archive:
     sums = [(info.filename, info.CRC) for info in archive.infolist()]
   stat = path.stat()
@@ -164,22 +164,22 @@ def _npz(at: str, split: str | None) -> ImageSource:
 def _arrays(images: np.ndarray, fingerprint: str) -> ImageSource:
   count = len(images)
   return ImageSource(
-    _Numbers("", count), lambda i: images[i], fingerprint, range(count)
+    _NumberNames("", count), lambda i: images[i], fingerprint, range(count)
   )
 
 
-def _tfds(at: str, split: str | None) -> ImageSource:
-  source = tfds_source.open_split(at, split, labelled=False)
+def _tfds(location: str, split: str | None) -> ImageSource:
+  source = tfds_source.open_split(location, split, labeled=False)
   return ImageSource(
-    _Numbers(f"{source.split}/", len(source)),
+    _NumberNames(f"{source.split}/", len(source)),
     source.image,
     source.fingerprint,
     range(len(source)),
   )
 
 
-class _Numbers:
-  """Names of what has none: 00000012."""
+class _NumberNames:
+  """Names such as 00000012 for images that have no names."""
 
   def __init__(self, prefix: str, count: int):
     self._prefix, self._count = prefix, count

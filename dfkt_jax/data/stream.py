@@ -1,13 +1,13 @@
-"""Batches of a random-access source through Grain, shared out over processes.
+"""Batches of a random-access source, read by Grain and sharded over processes.
 
 Indices are shuffled and cut into global batches first; every process then reads
-its own piece of each. So the global batch, its order included, does not depend
+its own shard of each. So the global batch, including its order, does not depend
 on the number of processes, and a position is a single number.
 
-Reading is done by threads. Grain's worker processes (mp_prefetch) were as fast
-on two busy cores (28x28 PNGs out of ArrayRecord: 4,200 to 5,000 a second with
-threads, 4,300 to 4,800 with processes), took 2 to 4 seconds to start, and want
-absl's flags parsed by the program.
+Threads do the reading. Grain's worker processes (mp_prefetch) were as fast on
+two busy cores (28x28 PNGs in ArrayRecord: 4,200 to 5,000 per second with
+threads, 4,300 to 4,800 with processes), took 2 to 4 seconds to start, and need
+a program that parses absl's flags.
 """
 
 from collections.abc import Iterator
@@ -19,40 +19,47 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from dfkt_jax.devices.mesh import DATA
 from dfkt_jax.errors import DfktError, UsageError
-from dfkt_jax.parallel import DATA
 
-_EXAMPLES = 2**62
-"""An endless stream ends after so many."""
+_MAX_EXAMPLES = 2**62
+"""Length of an endless stream."""
 
 
 class Source(Protocol):
-  """What can be read in any order."""
+  """Random access to examples."""
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Any:
-    """An array, or a tuple or dictionary of arrays and numbers."""
+    """Return an array, or a tuple or dictionary of arrays and numbers."""
     ...
 
 
 class Stream:
-  """An endless iterator over batches; every epoch is in a new order.
+  """An endless iterator over batches, with a new order in every epoch.
 
-  It answers what the source answers with arrays stacked along a new leading
-  axis: this process's piece of a global batch, which is of `batch_size`
-  examples and may reach into the next epoch. Within an epoch every example
-  comes exactly once. `state` is a small JSON object and says where it stands;
-  what was read ahead does not count. Use it as a context manager.
+  A batch is this process's shard of a global batch: the source's examples,
+  stacked leaf by leaf along a new leading axis. The global batch has
+  `batch_size` examples and may reach into the next epoch; an epoch has every
+  example exactly once. `state` is a small JSON object with the position of the
+  stream, without batches that were only read ahead. Use it as a context
+  manager.
 
   Args:
-    process, processes: whose piece (default: as JAX counts them).
+    source: the examples.
+    batch_size: number of examples in a global batch.
+    seed: seed of the order.
+    process, processes: index of this process and their number (default: those
+      of JAX).
     shuffle: False keeps the source's order.
-    epochs: after so many it ends, with a last batch that may be short.
-    workers: threads that read (default: one a core).
+    epochs: number of epochs, after which the stream ends with a batch that may
+      be smaller (default: endless).
+    workers: number of reading threads (default: one per core).
 
   Raises:
-    UsageError: the source is empty, or `batch_size` cannot be shared out.
+    UsageError: the source is empty, or `batch_size` does not divide evenly
+      among the processes.
   """
 
   def __init__(
@@ -73,34 +80,34 @@ class Stream:
     if not len(source) or batch_size < 1 or batch_size % processes:
       raise UsageError(
         f"--batch-size is {batch_size} for {len(source)} examples and"
-        f" {processes} processes: give a multiple of the processes, and a"
-        " dataset that is not empty"
+        f" {processes} processes: expected a multiple of the processes and at"
+        " least one example; change the batch size or the dataset"
       )
 
     def read(batch):
       try:
-        return own_piece(batch)
+        return read_shard(batch)
       except DfktError as error:
-        # Raised in a worker it would come with Grain's own lines behind it.
+        # If a worker raised it, Grain would append lines of its own.
         return _Failure(error)
 
-    def own_piece(batch):
-      """Short batches are shared out as evenly as they can be."""
-      own = np.array_split(batch, processes)[process]
-      if len(own):
-        return stack([source[int(index)] for index in own])
-      # Nothing is left for this process: no rows, but of the right shape.
+    def read_shard(batch):
+      """Read this process's shard of a batch, divided as evenly as possible."""
+      shard = np.array_split(batch, processes)[process]
+      if len(shard):
+        return stack([source[int(index)] for index in shard])
+      # No example is left for this process: return 0 rows of the right shape.
       return jax.tree.map(lambda x: x[:0], stack([source[int(batch[0])]]))
 
     indices = grain.MapDataset.range(len(source))
     if shuffle:
       indices = indices.shuffle(seed=seed % 2**32)
-    # Without a number Grain repeats sys.maxsize times, and its length, rounded
-    # up to a float, is then more than len() may answer.
-    epochs = epochs or _EXAMPLES // len(source)
+    # By default Grain repeats sys.maxsize times. Its length, rounded up to a
+    # float, is then more than len() can return.
+    epochs = epochs or _MAX_EXAMPLES // len(source)
     batches = indices.repeat(epochs).batch(batch_size).map(read)
     workers = workers or os.cpu_count() or 1
-    # A batch in the hands of each worker and one ready.
+    # Each worker reads a batch, and one more is ready.
     options = grain.ReadOptions(
       num_threads=workers, prefetch_buffer_size=workers + 1
     )
@@ -117,13 +124,15 @@ class Stream:
 
   @property
   def state(self) -> dict:
+    """The position after the last batch that was taken."""
     return self._iterator.get_state()
 
   def restore(self, state: dict) -> None:
-    """Goes on behind the last batch that had been taken at `state`."""
+    """Continue after the last batch that had been taken at `state`."""
     self._iterator.set_state(state)
 
   def close(self) -> None:
+    """Stop the reading threads."""
     self._iterator.close()
 
   def __enter__(self) -> "Stream":
@@ -139,19 +148,23 @@ class _Failure:
 
 
 def put(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-  """This process's pieces as global arrays, split over the mesh along `axis`.
+  """Make global arrays from this process's shards, sharded along `axis`.
+
+  A batch that does not divide evenly among the devices is replicated, if there
+  is one process.
 
   Raises:
-    UsageError: several processes, and a batch that does not divide evenly.
+    UsageError: there are several processes, and the batch does not divide
+      evenly among the devices.
   """
-  processes, parts = jax.process_count(), mesh.shape[DATA]
+  processes, devices = jax.process_count(), mesh.shape[DATA]
 
   def put_one(x):
-    even = x.shape[axis] * processes % parts == 0
+    even = x.shape[axis] * processes % devices == 0
     if not even and processes > 1:
       raise UsageError(
-        f"--batch-size is {x.shape[axis] * processes} for {parts} devices"
-        f" of {processes} processes: give a multiple of {parts}"
+        f"--batch-size is {x.shape[axis] * processes} for {devices} devices"
+        f" of {processes} processes: expected a multiple of {devices}; give one"
       )
     spec = PartitionSpec(*[None] * axis, DATA) if even else PartitionSpec()
     sharding = NamedSharding(mesh, spec)
@@ -161,16 +174,21 @@ def put(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def stack(examples: list) -> Any:
-  """One tree of arrays from a list of like trees."""
+  """Stack the arrays of a list of trees of the same structure."""
   return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 
 
 def require() -> Any:
-  """The package grain, or a UsageError that says how to get it."""
+  """Import the package grain.
+
+  Raises:
+    UsageError: grain is not installed.
+  """
   try:
     import grain
   except ImportError as error:
     raise UsageError(
-      f"reading in several workers needs grain ({error}): run pip install grain"
+      f"reading with several workers failed to import grain ({error}): expected"
+      " the package to be installed; run pip install grain"
     ) from error
   return grain

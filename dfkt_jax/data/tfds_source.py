@@ -1,6 +1,7 @@
-"""Prepared TFDS datasets in ArrayRecord form, whole or an example at a time.
+"""Prepared TFDS datasets in ArrayRecord form, read without TensorFlow.
 
-No TensorFlow: `as_data_source` reads ArrayRecord files by itself.
+They are read as a whole or one example at a time: `as_data_source` does not
+need TensorFlow for ArrayRecord files.
 """
 
 import dataclasses
@@ -10,39 +11,40 @@ from typing import Any
 
 import numpy as np
 
-from dfkt_jax.data.dataset import Dataset, NoImage
+from dfkt_jax.data.dataset import Dataset, NotAnImage
 from dfkt_jax.data.shards import SOFT_LABELS
 from dfkt_jax.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """One split, read an example at a time and from several threads."""
+  """One split, read one example at a time; several threads may read."""
 
-  source: str  # as given: a name or a directory
+  source: str  # the name or directory that was given
   split: str
   data: Any  # random access to examples
   image_key: str
   label_key: str | None
   class_names: tuple[str, ...]
-  classes: int | None  # as far as the features tell
+  classes: int | None  # None if the features do not record it
   directory: str
-  soft_classes: int = 0  # of the feature "soft_labels", where there is one
+  soft_classes: int = 0  # classes of the feature "soft_labels"; 0 without it
 
   def __len__(self) -> int:
     return len(self.data)
 
   def image(self, index: int) -> np.ndarray:
-    """uint8[height, width, 1 or 3]."""
+    """Return uint8[height, width, 1 or 3]."""
     return self[index]["image"]
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """ "image", uint8[height, width, 1 or 3], and "label", i32[], if labelled.
+    """Return an example.
 
-    And "soft_labels", f32[soft_classes], where there are some.
+    It has "image", uint8[height, width, 1 or 3]; "label", i32[], if the split
+    is labeled; and "soft_labels", f32[soft_classes], if they are stored.
 
     Raises:
-      NoImage: it is none of that kind.
+      NotAnImage: it cannot be decoded, or the image has another shape.
       UsageError: it cannot be read.
     """
     try:
@@ -53,25 +55,24 @@ class Split:
         found["label"] = np.int32(example[self.label_key])
       if self.soft_classes:
         found[SOFT_LABELS] = np.asarray(example[SOFT_LABELS], np.float32)
-    except Exception as error:  # tfds, ArrayRecord and decoders: a dozen kinds
-      # ArrayRecord raises RuntimeErrors, and PIL OSErrors without a number.
-      reading = isinstance(error, RuntimeError) or getattr(error, "errno", None)
-      raise (UsageError if reading else NoImage)(
+    except Exception as error:  # tfds, ArrayRecord and decoders: many kinds
+      raise (UsageError if _is_read_error(error) else NotAnImage)(
         f"tfds:{self.source} cannot be read from {self.directory}"
-        f" ({_first_line(error)}): prepare it again"
+        f" ({_first_line(error)}): expected whole ArrayRecord files; prepare it"
+        " again"
       ) from error
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
-      raise NoImage(
+      raise NotAnImage(
         f"tfds:{self.source}/{self.split} has an image {list(image.shape)}:"
-        " expected [height, width, 1 or 3]; name another split or prepare it"
-        " anew"
+        " expected [height, width, 1 or 3]; give another split or prepare it"
+        " again"
       )
     return {**found, "image": image}
 
   @property
   def fingerprint(self) -> str:
-    """Changes when the files do."""
+    """A digest that changes with the files."""
     directory = Path(self.directory).resolve()
     stats = [
       (file.name, file.stat().st_size, file.stat().st_mtime_ns)
@@ -81,15 +82,25 @@ class Split:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(name: str, source: str, split: str | None) -> Dataset:
-  """A dataset by catalogue name, or by the directory it was prepared in.
+def _is_read_error(error):
+  """Return whether reading failed, rather than decoding.
 
-  Without a split: `test` where there is one, else the only one. Image and label
-  are the supervised keys, or the features of these names or of these kinds.
+  ArrayRecord raises RuntimeErrors; OSErrors of PIL do not have a number.
+  """
+  if isinstance(error, OSError):
+    return bool(error.errno)
+  return isinstance(error, RuntimeError)
+
+
+def read(name: str, source: str, split: str | None) -> Dataset:
+  """Read a dataset by its catalog name, or by its prepared directory.
+
+  The default split is `test`, or else the only split. Image and label are the
+  supervised keys, or the features with these names or of these kinds.
 
   Raises:
-    UsageError: it is not prepared, cannot be read, has no such split, or no
-      uint8 image and whole-number label.
+    UsageError: the dataset is not prepared, cannot be read, or does not have
+      the split, a uint8 image or an integer label.
   """
   opened = open_split(source, split)
   examples = [opened[index] for index in range(len(opened))]
@@ -97,66 +108,69 @@ def read(name: str, source: str, split: str | None) -> Dataset:
   if not images or len({image.shape for image in images}) > 1:
     raise UsageError(
       f"tfds:{source}/{opened.split} has {len(images)} images of"
-      f" {len({image.shape for image in images})} sizes: expected some of one"
-      " size; name another split or prepare it with images resized"
+      f" {len({image.shape for image in images})} sizes: expected one or more"
+      " of one size; give another split or prepare it with resized images"
     )
   labels = np.array([example["label"] for example in examples], np.int32)
   return Dataset(name, np.stack(images), labels, opened.class_names)
 
 
-def open_split(source: str, split: str | None, labelled: bool = True) -> Split:
-  """A split to be read lazily; raises as `read`."""
-  builder = _builder(source)
+def open_split(source: str, split: str | None, labeled: bool = True) -> Split:
+  """Open a split that is read lazily.
+
+  Raises:
+    UsageError: see `read`.
+  """
+  builder = _load_builder(source)
   splits = list(builder.info.splits)
   if split is None:
     split = "test" if "test" in splits else splits[0]
     if "test" not in splits and len(splits) > 1:
       raise UsageError(
-        f"tfds:{source} has the splits {', '.join(splits)}: name one, such as"
-        f" tfds:{source}/{split}"
+        f"tfds:{source} has the splits {', '.join(splits)} and no default:"
+        f" expected one of them; give one, such as tfds:{source}/{split}"
       )
   if split not in splits:
     raise UsageError(
       f"tfds:{source} has no split {split!r}: expected one of"
-      f" {', '.join(splits)}"
+      f" {', '.join(splits)}; give one of them"
     )
   features = builder.info.features
-  image, label = _keys(source, builder.info, labelled)
-  _check(source, features, image, label)
+  image, label = _find_keys(source, builder.info, labeled)
+  _check_types(source, features, image, label)
   try:
     data = builder.as_data_source(split)
   except ImportError as error:
     raise _not_installed(source, error) from error
   except (NotImplementedError, ValueError, FileNotFoundError) as error:
     raise UsageError(
-      f"tfds:{source} is not in ArrayRecord form"
-      f" ({_first_line(error)}): prepare it with"
-      " file_format='array_record'"
+      f"tfds:{source} cannot be opened ({_first_line(error)}): expected"
+      " ArrayRecord files; prepare it with file_format='array_record'"
     ) from error
-  labels = features[label] if label else None
+  classes, class_names = _classes(features[label]) if label else (None, ())
   return Split(
     source,
     str(split),
     data,
     image,
     label,
-    class_names=_names(labels),
-    classes=getattr(labels, "num_classes", None),
+    class_names=class_names,
+    classes=classes,
     directory=str(builder.data_dir),
     soft_classes=_soft_classes(features),
   )
 
 
 def _soft_classes(features) -> int:
-  """How many numbers "soft_labels" has, if it is one row of real ones."""
+  """Return the length of "soft_labels", 0 if it is not a vector of floats."""
   if SOFT_LABELS not in features:
     return 0
   feature = features[SOFT_LABELS]
-  real = np.issubdtype(np.dtype(feature.np_dtype), np.floating)
-  return feature.shape[0] or 0 if real and len(feature.shape) == 1 else 0
+  floats = np.issubdtype(np.dtype(feature.np_dtype), np.floating)
+  return feature.shape[0] or 0 if floats and len(feature.shape) == 1 else 0
 
 
-def _builder(source: str) -> Any:
+def _load_builder(source: str) -> Any:
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:
@@ -165,66 +179,65 @@ def _builder(source: str) -> Any:
     if Path(source).is_dir():
       return tfds.builder_from_directory(source)
     builder = tfds.builder(source, file_format="array_record")
-  except Exception as error:  # tfds raises a dozen kinds
+  except Exception as error:  # tfds raises many kinds
     raise UsageError(
-      f"tfds:{source} is no dataset that tfds knows"
-      f" ({_first_line(error)}): give a catalogue name or the"
-      " directory of a prepared dataset"
+      f"tfds:{source} is unknown to tfds ({_first_line(error)}): expected a"
+      " catalog name or the directory of a prepared dataset; check the name"
     ) from error
   if not Path(str(builder.data_dir)).is_dir():
     raise UsageError(
-      f"tfds:{source} is not prepared at {builder.data_dir}: prepare it there"
-      " with file_format='array_record', or give its directory"
+      f"tfds:{source} is not prepared at {builder.data_dir}: expected a"
+      " directory with ArrayRecord files; prepare it there with"
+      " file_format='array_record', or give its directory"
     )
   return builder
 
 
 def _not_installed(source, error):
   return UsageError(
-    f"tfds:{source} needs tensorflow-datasets and array_record ({error}): run"
-    " pip install tensorflow-datasets grain importlib_resources"
+    f"tfds:{source} cannot be read without its packages ({error}): expected"
+    " tensorflow-datasets and array_record; run pip install tensorflow-datasets"
+    " grain importlib_resources"
   )
 
 
-def _keys(source, info, labelled):
-  """The names of the image and, if labelled, of the label."""
+def _find_keys(source, info, labeled):
+  """Return the keys of the image and of the label, None unless `labeled`."""
   import tensorflow_datasets as tfds
 
   features, supervised = info.features, info.supervised_keys or ()
-  # They may nest, where several features are one input.
+  # They are nested if several features are one input.
   if len(supervised) == 2 and all(
     isinstance(key, str) and key in features for key in supervised
   ):
-    return supervised if labelled else (supervised[0], None)
+    return supervised if labeled else (supervised[0], None)
 
   def find(usual, kind):
     if usual in features:
       return usual
-    fitting = [
-      key for key, value in features.items() if isinstance(value, kind)
-    ]
-    if len(fitting) != 1:
+    found = [key for key, value in features.items() if isinstance(value, kind)]
+    if len(found) != 1:
       raise UsageError(
         f"tfds:{source} has the features {', '.join(sorted(features))}:"
-        f" expected {usual!r} among them"
+        f" expected {usual!r} among them; prepare it with that feature"
       )
-    return fitting[0]
+    return found[0]
 
   image = find("image", tfds.features.Image)
-  if not labelled:
+  if not labeled:
     return image, None
   return image, find("label", tfds.features.ClassLabel)
 
 
-def _check(source, features, image, label):
+def _check_types(source, features, image, label):
   kinds = {image: "u"} | ({label: "iu"} if label else {})
   for key, expected in kinds.items():
     dtype = np.dtype(features[key].np_dtype)
     if dtype.kind not in expected or (key == image and dtype != np.uint8):
       wanted = "uint8" if key == image else "whole numbers"
       raise UsageError(
-        f"tfds:{source} has {key!r} of {dtype}: expected {wanted}; prepare it"
-        " with those"
+        f"tfds:{source} has {key!r} of type {dtype}: expected {wanted}; prepare"
+        " it with these"
       )
 
 
@@ -232,7 +245,17 @@ def _first_line(error):
   return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _names(feature):
-  """Class names, unless they are the numbers that stand for none."""
-  names = tuple(getattr(feature, "names", None) or ())
-  return () if names == tuple(map(str, range(len(names)))) else names
+def _classes(feature):
+  """Return the number and the names of a label's classes.
+
+  The number is None if the feature does not record it; the names are empty if
+  they are only numbers, which tfds uses for classes without names.
+  """
+  import tensorflow_datasets as tfds
+
+  is_label = isinstance(feature, tfds.features.ClassLabel)
+  if not is_label or feature.num_classes is None:
+    return None, ()
+  names = tuple(feature.names)
+  numbers = tuple(map(str, range(len(names))))
+  return feature.num_classes, () if names == numbers else names

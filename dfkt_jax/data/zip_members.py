@@ -1,7 +1,7 @@
 """Members of a zip file, read by several threads at once.
 
-zipfile lets one thread at a time seek and read; a handle a thread would cost
-the table of contents once a thread. Reading at a place needs neither.
+zipfile lets only one thread at a time seek and read, and a handle per thread
+would hold the table of contents once per thread. `os.pread` needs neither.
 """
 
 from collections.abc import Callable
@@ -22,92 +22,108 @@ from dfkt_jax.errors import UsageError
 _LOCAL_HEADER = 30  # bytes before the name
 
 
-class _Place(NamedTuple):
+class _Entry(NamedTuple):
+  """A member's entry in the table of contents; sizes are in bytes."""
+
   offset: int
-  packed: int
+  compressed_size: int
   size: int
   crc: int
-  kind: int
+  compression: int
   encrypted: int
 
 
 class ZipMembers:
-  """The members of `path` that `wanted` says yes to, sorted by name.
+  """The members of a zip file, sorted by name.
 
-  The table of contents is read once as a whole, by zipfile, which takes 660
-  bytes a member (measured with a million): 6.6 GB for ten million, which are
-  better in a folder. What is kept of it is 48 bytes a member and `names`.
+  zipfile reads the whole table of contents once, which takes 660 bytes per
+  member (measured with a million): 6.6 GB for ten million members, which should
+  be in a folder instead. Only 48 bytes per member and `names` are kept.
+
+  Args:
+    path: the zip file.
+    include: returns whether a member of this name is included.
+    max_bytes: size of the largest member that `read` unpacks.
 
   Raises:
-    UsageError: it is no zip file that can be read.
+    UsageError: the file cannot be read or is not a zip file.
   """
 
-  def __init__(self, path: Path, wanted: Callable[[str], bool], largest: int):
-    self._path, self._largest = path.resolve(), largest
+  def __init__(
+    self, path: Path, include: Callable[[str], bool], max_bytes: int
+  ):
+    self._path, self._max_bytes = path.resolve(), max_bytes
     try:
       with zipfile.ZipFile(path) as archive:
         found = {
           info.filename: info
           for info in archive.infolist()
-          if wanted(info.filename)
+          if include(info.filename)
         }
       self._file = open(path, "rb")  # noqa: SIM115 (closed by `close`)
     except FileNotFoundError as error:
       raise UsageError(
-        f"{path} does not exist: give zip:FILE with its path"
+        f"{path} does not exist: expected zip:FILE with the path of a zip file;"
+        " check the path"
       ) from error
     except OSError as error:
       raise files.unreadable(path, error) from error
     except (zipfile.BadZipFile, NotImplementedError) as error:
       raise UsageError(
-        f"{path} is not a whole zip file ({error}): get it again"
+        f"{path} cannot be unpacked ({error}): expected a whole zip file;"
+        " download or copy it again"
       ) from error
     names = sorted(found)
-    rows = (_place(found[name]) for name in names)
-    self._places = np.fromiter(rows, np.dtype((np.int64, 6)), len(names))
+    rows = (_to_entry(found[name]) for name in names)
+    self._entries = np.fromiter(rows, np.dtype((np.int64, 6)), len(names))
     self.names = Listing(names)
 
   def __len__(self) -> int:
     return len(self.names)
 
   def fingerprint(self) -> str:
-    """Changes with the path, and the names, sizes and checksums of members."""
+    """Return a digest of the path and the names, sizes and CRCs of members."""
     digest = hashlib.sha256(os.fsencode(self._path) + b"\n")
-    digest.update(self._places.data)
+    digest.update(self._entries.data)
     for index in range(len(self)):
       digest.update(os.fsencode(self.names[index]) + b"\n")
     return digest.hexdigest()
 
   def read(self, index: int) -> bytes:
-    """Raises a BadZipFile for what is broken, encrypted or absurdly large."""
-    place = _Place(*self._places[index].tolist())
-    if place.encrypted or place.kind not in (
+    """Return the bytes of a member.
+
+    Raises:
+      BadZipFile: the member is broken, encrypted or too large.
+    """
+    entry = _Entry(*self._entries[index].tolist())
+    if entry.encrypted or entry.compression not in (
       zipfile.ZIP_STORED,
       zipfile.ZIP_DEFLATED,
     ):
-      raise zipfile.BadZipFile("encrypted, or packed in an unusual way")
-    if max(place.size, place.packed) > self._largest:
-      raise zipfile.BadZipFile(f"over {self._largest >> 20} MiB")
+      raise zipfile.BadZipFile("encrypted, or of an unusual compression")
+    if max(entry.size, entry.compressed_size) > self._max_bytes:
+      raise zipfile.BadZipFile(f"over {self._max_bytes >> 20} MiB")
     file = self._file.fileno()
-    header = os.pread(file, _LOCAL_HEADER, place.offset)
+    header = os.pread(file, _LOCAL_HEADER, entry.offset)
     if len(header) < _LOCAL_HEADER or header[:4] != b"PK\3\4":
       raise zipfile.BadZipFile("its header is broken")
-    behind = sum(struct.unpack_from("<HH", header, 26))  # name and extra
-    start = place.offset + _LOCAL_HEADER + behind
-    raw = os.pread(file, place.packed, start)
-    if place.kind == zipfile.ZIP_DEFLATED:
-      raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, place.size + 1)
-    if len(raw) != place.size or zlib.crc32(raw) != place.crc:
+    variable = sum(struct.unpack_from("<HH", header, 26))  # name and extra
+    start = entry.offset + _LOCAL_HEADER + variable
+    raw = os.pread(file, entry.compressed_size, start)
+    if entry.compression == zipfile.ZIP_DEFLATED:
+      raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, entry.size + 1)
+    if len(raw) != entry.size or zlib.crc32(raw) != entry.crc:
       raise zipfile.BadZipFile("its checksum is wrong")
     return raw
 
   def close(self) -> None:
+    """Close the file and remove the list of names."""
     self._file.close()
     self.names.close()
 
 
-def _place(info):
-  return _Place(
+def _to_entry(info):
+  return _Entry(
     info.header_offset,
     info.compress_size,
     info.file_size,

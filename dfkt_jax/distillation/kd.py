@@ -1,16 +1,18 @@
-"""Knowledge distillation: the student imitates the teacher's answers.
+"""KD: the student imitates the teacher's predictions.
 
   L = D(T(x), S(x)) + w_hard CE(S(x), y)
 
-with D the tempered KL divergence (Hinton et al., "Distilling the Knowledge in a
+D is the tempered KL divergence (Hinton et al., "Distilling the Knowledge in a
 Neural Network", 2015) or the mean absolute difference of logits (Fang et al.,
-DFAD, 2019), and y the label an image was made for, or else the teacher's own
-decision. x is the augmented image, which the teacher sees too; with `target`
-"stored", T(x) is the soft label that was stored with the image before.
+"Data-Free Adversarial Distillation", 2019, DFAD), and y the label that an image
+was made for, or else the teacher's decision. x is the augmented image, which
+the teacher sees too. With `target` "stored", T(x) is the soft label that was
+stored with the image. Both terms are means over the batch, weighted by the
+batch's weights if it has any.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,11 @@ import optax
 
 from dfkt_jax import augment
 from dfkt_jax import network as net
+from dfkt_jax.contracts import Batch, Context, NonNegative, Positive, Share
 from dfkt_jax.distillation import optimizers
 from dfkt_jax.errors import UsageError
-from dfkt_jax.losses import classification
-from dfkt_jax.network import Network
-from dfkt_jax.synthesis.contract import Batch
+from dfkt_jax.losses import classification, reduce
+from dfkt_jax.network import Network, Task
 
 
 class State(NamedTuple):
@@ -31,7 +33,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-  """Loss terms before weighting; agreement is of top-1 decisions."""
+  """Loss terms before weighting, and the agreement of top-1 decisions."""
 
   distance: jax.Array
   hard_label: jax.Array
@@ -40,66 +42,84 @@ class Info(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class KD:
-  """Hyper-parameters of the student's side."""
+  """Hyper-parameters of distillation by predictions alone."""
 
-  steps: int = 80_000  # student steps in all, rounded up to whole rounds
   loss: Literal["kl", "l1"] = "kl"
-  temperature: float = 1.0  # of the KL divergence; l1 has none
-  target: Literal["teacher", "stored"] = "teacher"  # whose answers to imitate
-  hard_label_weight: float = 0.0
-  optimizer: optimizers.Name = "sgd"
-  lr: float = 0.1  # falls to 0 along a cosine over --steps
-  momentum: float = 0.9  # of SGD
-  weight_decay: float = 1e-4  # added to the gradient, as PyTorch does
-  crop_padding: int = 0  # random crops after zero padding by this many pixels
-  flip: bool = False  # mirror each image half of the time
-  rotation: float = 0.0  # degrees an image is turned by, at most
-  shrink: float = 0.0  # share of its size an image is shrunk by, at most
-  noise: float = 0.0  # standard deviation of Gaussian pixel noise
-  salt_and_pepper: float = 0.0  # share of pixels set to black or white
-  mix: float = 0.0  # share of images mixed with another, half by a mask
+  # of the KL divergence; l1 has none
+  temperature: Annotated[float, Positive] = 1.0
+  # the teacher's predictions, or the soft labels stored with the images
+  target: Literal["teacher", "stored"] = "teacher"
+  hard_label_weight: Annotated[float, NonNegative] = 0.0  # w_hard
+  optimizer: optimizers.Name = "sgd"  # of the student
+  # falls to 0 along a cosine over --steps
+  lr: Annotated[float, NonNegative] = 0.1
+  momentum: Annotated[float, NonNegative] = 0.9  # of SGD
+  # added to the gradient, as PyTorch does
+  weight_decay: Annotated[float, NonNegative] = 1e-4
+  # pixels of zero padding before random crops
+  crop_padding: Annotated[int, NonNegative] = 0
+  flip: bool = False  # mirror each image with probability one half
+  # the largest rotation of an image, in degrees
+  rotation: Annotated[float, NonNegative] = 0.0
+  # the largest share of its size by which an image shrinks
+  shrink: Annotated[float, Share] = 0.0
+  # standard deviation of Gaussian pixel noise
+  noise: Annotated[float, NonNegative] = 0.0
+  # share of pixels set to black or white
+  salt_and_pepper: Annotated[float, Share] = 0.0
+  # share of images mixed with another, half of them by a mask
+  mix: Annotated[float, Share] = 0.0
   statistics: net.Statistics = "global"  # of the student's BatchNorm
 
-  def init(self, student: Network) -> State:
-    return State(student, self.make_optimizer().init(student.params))
+  def init(self, key: jax.Array, student: Network, context: Context) -> State:
+    """Return the state before the first step; it uses no randomness."""
+    optimizer = self.make_optimizer(context.recipe.steps)
+    return State(student, optimizer.init(student.params))
 
   def step(
-    self, key: jax.Array, state: State, batch: Batch, teacher: Network
+    self, key: jax.Array, state: State, context: Context
   ) -> tuple[State, Info]:
-    """One optimiser step.
+    """Take one optimizer step on `context.batch`.
 
     Raises:
-      UsageError: `target` is "stored" and the batch has no soft labels.
+      UsageError: `target` is "stored" and the batch has no soft labels, or
+        `mix` makes images that have none.
     """
+    batch, student = context.batch, state.student
     augment_key, dropout_key = jax.random.split(key)
     images = self.augment(augment_key, batch.images)
-    if self.target == "teacher":
-      targets = net.logits(teacher, images)
-    elif self.mix:
-      raise UsageError(
-        "--mix makes images that no soft label was stored for: use --target"
-        " teacher, or --mix 0"
-      )
-    elif batch.soft_labels is not None:
-      targets = batch.soft_labels
-    else:
-      raise UsageError(
-        "--target stored needs images that were made for soft labels, as those"
-        " of soft-target and zskd with a pool: use --target teacher"
-      )
-    params = state.student.params
-    gradient, (variables, info) = jax.grad(self._loss, has_aux=True)(
-      params, state.student, images, batch.labels, targets, dropout_key
-    )
-    return self.update(state, variables, gradient), info
+    targets = self.targets(images, context)
 
-  def update(self, state: State, variables: dict, gradient: Any) -> State:
-    """One optimiser step along `gradient`, of the student's parameters.
+    def loss(params):
+      logits, variables = net.train_logits(
+        student.with_params(params), images, dropout_key, self.statistics
+      )
+      task = context.teacher.spec.task
+      total, info = self.objective(
+        task, targets, logits, batch.labels, batch.weights
+      )
+      return total, (variables, info)
 
-    `variables` are what `network.train_logits` answered to go on with.
+    gradient, (variables, info) = jax.grad(loss, has_aux=True)(student.params)
+    steps = context.recipe.steps
+    return self.update(state, variables, gradient, steps), info
+
+  def student(self, state: State) -> Network:
+    """Return the student as it is."""
+    return state.student
+
+  def update(
+    self, state: State, variables: dict, gradient: Any, steps: int
+  ) -> State:
+    """Take one optimizer step of the student's parameters along `gradient`.
+
+    Args:
+      variables: the student's after the forward pass, as
+        `network.train_logits` returns them.
+      steps: those of the whole run, over which the learning rate falls.
     """
     params = state.student.params
-    updates, opt_state = self.make_optimizer().update(
+    updates, opt_state = self.make_optimizer(steps).update(
       gradient, state.opt_state, params
     )
     student = dataclasses.replace(state.student, variables=variables)
@@ -107,7 +127,10 @@ class KD:
     return State(student, opt_state)
 
   def augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
-    """What the fields say, drawn anew for every image."""
+    """Augment f32[batch, height, width, channels] images in [0, 1].
+
+    The strength is that of the fields; each image has draws of its own.
+    """
     keys = jax.random.split(key, 5)
     images = augment.crop_and_flip(
       keys[0], images, self.crop_padding, self.flip
@@ -124,35 +147,85 @@ class KD:
       images = augment.mix(keys[4], images, self.mix)
     return images
 
+  def targets(self, images: jax.Array, context: Context) -> jax.Array:
+    """Return the logits to imitate on augmented images, f32[batch, classes].
+
+    Raises:
+      UsageError: as `stored_targets`, with `target` "stored".
+    """
+    if self.target == "stored":
+      return self.stored_targets(context.batch)
+    return net.logits(context.teacher, images)
+
+  def stored_targets(self, batch: Batch) -> jax.Array:
+    """Return the logits of a batch's soft labels, f32[batch, classes].
+
+    Raises:
+      UsageError: it has none, or `mix` makes images that have none.
+    """
+    if self.mix:
+      raise UsageError(
+        "--mix makes images that no soft label was stored for: use --target"
+        " teacher, or --mix 0"
+      )
+    if batch.soft_labels is None:
+      raise UsageError(
+        "--target stored needs images that were made for soft labels, as those"
+        " of soft-target and zskd with a replay buffer: use --target teacher"
+      )
+    return batch.soft_labels
+
   def distance(
     self, teacher_logits: jax.Array, student_logits: jax.Array
   ) -> jax.Array:
-    """D(T(x), S(x)), f32[]."""
+    """Return D(T(x), S(x)) per example, f32[batch].
+
+    Both logits are f32[batch, classes].
+    """
     if self.loss == "l1":
       return classification.l1(teacher_logits, student_logits)
     return classification.kl(teacher_logits, student_logits, self.temperature)
 
   def objective(
-    self, teacher_logits: jax.Array, logits: jax.Array, labels: jax.Array
+    self,
+    task: Task,
+    teacher_logits: jax.Array,
+    logits: jax.Array,
+    labels: jax.Array | None,
+    weights: jax.Array | None = None,
   ) -> tuple[jax.Array, Info]:
-    """L of the student's `logits`; labels are i32[batch], -1 for none."""
-    decisions = teacher_logits.argmax(1)
-    distance = self.distance(teacher_logits, logits)
-    hard_label = classification.cross_entropy(
-      logits, jnp.where(labels < 0, decisions, labels)
-    )
-    agreement = (decisions == logits.argmax(1)).mean()
-    info = Info(distance, hard_label, agreement)
+    """Return L of the student's `logits`, f32[], and its terms.
+
+    Args:
+      task: the teacher's, which decides what agrees.
+      teacher_logits: f32[batch, classes].
+      logits: f32[batch, classes].
+      labels: i32[batch], -1 where an image has none; None: all lack one.
+      weights: f32[batch], of the examples; None: all count alike.
+    """
+    decisions = task.decisions(teacher_logits)
+    distance = reduce.mean(self.distance(teacher_logits, logits), weights)
+    labels = hard_labels(labels, decisions)
+    cross_entropy = classification.cross_entropy(logits, labels)
+    hard_label = reduce.mean(cross_entropy, weights)
+    agreement = task.agreement(teacher_logits, logits)
+    info = Info(distance, hard_label, reduce.mean(agreement, weights))
     return distance + self.hard_label_weight * hard_label, info
 
-  def _loss(self, params, student, images, labels, teacher_logits, key):
-    logits, variables = net.train_logits(
-      student.with_params(params), images, key, self.statistics
-    )
-    loss, info = self.objective(teacher_logits, logits, labels)
-    return loss, (variables, info)
-
-  def make_optimizer(self) -> optax.GradientTransformation:
+  def make_optimizer(self, steps: int) -> optax.GradientTransformation:
+    """Return the optimizer of a run of `steps` student steps."""
     return optimizers.make(
-      self.optimizer, self.lr, self.steps, self.momentum, self.weight_decay
+      self.optimizer, self.lr, steps, self.momentum, self.weight_decay
     )
+
+
+def hard_labels(labels: jax.Array | None, decisions: jax.Array) -> jax.Array:
+  """Return an image's own label, or the teacher's decision where it has none.
+
+  Args:
+    labels: i32[batch], -1 where an image has none; None: all lack one.
+    decisions: i32[batch].
+  """
+  if labels is None:
+    return decisions
+  return jnp.where(labels < 0, decisions, labels)

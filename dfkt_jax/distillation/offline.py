@@ -1,54 +1,23 @@
-"""Offline distillation: a student learns from a transfer set on disk.
+"""Offline: the source of images is a transfer set on disk.
 
-  L = D(T(x), S(x)) + w_hard CE(S(x), y)
-
-as `kd` says, over images x that are there already, such as those that `dfkt
-synthesize` wrote; T(x) is the teacher's answer, or the soft label that is
-stored with x.
+The images are there already, such as those that `dfkt synthesize` wrote, with
+labels and soft labels where they were stored. Batches go through the whole set
+in a new order every epoch, and any learner learns from them.
 
 Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015,
-whose transfer set is what the student learns from. Batches go through the whole
-set in a new order every epoch.
+whose student learns from a transfer set.
 """
 
 import dataclasses
+from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
-
-from dfkt_jax import parallel
-from dfkt_jax.distillation import kd as distillation
 from dfkt_jax.distillation.kd import KD
-from dfkt_jax.distillation.transfer import STUDENT, stream
-from dfkt_jax.network import Network
-from dfkt_jax.synthesis.contract import Batch
+from dfkt_jax.distillation.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class Offline:
-  """How a student learns from a transfer set."""
+  """Marks a stored transfer set as the source; it has no hyper-parameters."""
 
-  kd: KD = KD()
-  batch_size: int = 256
-
-  def step(
-    self,
-    key: jax.Array,
-    state: distillation.State,
-    step: jax.Array,
-    batch: Batch,
-    teacher: Network,
-  ) -> tuple[distillation.State, distillation.Info]:
-    """Student step number `step`; past the last one nothing is learnt.
-
-    Args:
-      key: the run's, not the step's.
-      batch: its images are u8[batch, height, width, channels].
-    """
-    batch = parallel.split(batch)
-    images = batch.images.astype(jnp.float32) / 255
-    new, info = self.kd.step(
-      stream(key, STUDENT, step), state, batch._replace(images=images), teacher
-    )
-    learns = step < self.kd.steps
-    return jax.tree.map(lambda a, b: jnp.where(learns, a, b), new, state), info
+  learner: ClassVar = KD()
+  recipe: ClassVar[Recipe] = Recipe(batch_size=256, student_steps=20)

@@ -1,6 +1,6 @@
-"""Optimisers by PyTorch's conventions.
+"""Optimizers by PyTorch's conventions.
 
-Weight decay is added to the gradient, of all parameters, before momentum or
+Weight decay is added to the gradient of every parameter, before momentum or
 moments; the learning rate multiplies the velocity (v = m v + g, p -= lr v).
 """
 
@@ -22,9 +22,10 @@ def make(
   schedule: Schedule = "cosine",
   nesterov: bool = False,
 ) -> optax.GradientTransformation:
-  """SGD with momentum, or Adam; `lr` falls over `steps` by the schedule.
+  """Make SGD with momentum, or Adam; `lr` falls over `steps` by the schedule.
 
-  Schedules move every step, where PyTorch recipes may move them every epoch.
+  Schedules change the rate at every step, where PyTorch recipes may change it
+  at every epoch.
   """
   decay = optax.add_decayed_weights(weight_decay)
   rate = learning_rate(lr, steps, schedule)
@@ -34,7 +35,7 @@ def make(
 
 
 def learning_rate(lr: float, steps: int, schedule: Schedule) -> optax.Schedule:
-  """`lr` at step t of T.
+  """Return the learning rate as a function of the step t of T = `steps`.
 
   cosine    lr (1 + cos(pi t / T)) / 2
   poly      lr (1 + 10 t / T)^-0.75 (Ganin and Lempitsky, ICML 2015)

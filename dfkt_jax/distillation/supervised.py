@@ -1,27 +1,33 @@
-"""Training on labelled images: teachers, and the student-with-data baseline.
+"""Training on labeled images: teachers, and the student-with-data baseline.
 
-L = CE(N(x), y), labels smoothed where asked (Szegedy et al., CVPR 2016)
+  L = CE(N(x), y)
 
-`SFDA` is the recipe of source models that are to be adapted later (SHOT, Liang
-et al., ICML 2020): smoothed labels, SGD with Nesterov momentum and the poly
-schedule, a bottleneck and a weight-normalised classifier in the architecture
-(`+bottleneck`, shot-lenet, shot-dtn), the last iterate. SHOT's rates are 0.01
-for digits, at 1.0 for the backbone too, and 0.001 for VisDA.
+with labels y smoothed by `label_smoothing` (Szegedy et al., CVPR 2016).
+
+`SFDA` is the recipe of source models for later adaptation (SHOT, Liang et al.,
+ICML 2020): smoothed labels, SGD with Nesterov momentum and the poly schedule,
+an architecture with a bottleneck and a weight-normalized classifier
+(`+bottleneck`, shot-lenet, shot-dtn), and the last iterate. SHOT's rates are
+0.01 for digits, there with a factor of 1.0 for the backbone too, and 0.001 for
+VisDA.
 """
 
 from collections.abc import Hashable, Mapping
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dfkt_jax import augment, parallel
+from dfkt_jax import augment
 from dfkt_jax import network as net
+from dfkt_jax.contracts import NonNegative, Positive
+from dfkt_jax.devices.sharding import shard
 from dfkt_jax.distillation import optimizers
+from dfkt_jax.losses import classification
 from dfkt_jax.network import Network
-from dfkt_jax.tails import BACKBONE, BOTTLENECK, CLASSIFIER, parts
+from dfkt_jax.network.layers import BACKBONE, BOTTLENECK, CLASSIFIER, parts
 
 
 class State(NamedTuple):
@@ -30,6 +36,8 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
+  """The loss and the accuracy of a step."""
+
   cross_entropy: jax.Array
   accuracy: jax.Array  # of the augmented batch, in [0, 1]
 
@@ -38,21 +46,26 @@ class Info(NamedTuple):
 class Supervised:
   """Hyper-parameters; defaults suit CIFAR-sized residual networks."""
 
-  steps: int = 40_000  # optimiser steps in all
-  batch_size: int = 256
+  steps: Annotated[int, Positive] = 40_000  # of the optimizer
+  batch_size: Annotated[int, Positive] = 256
   optimizer: optimizers.Name = "sgd"
-  lr: float = 0.1  # falls by the schedule over --steps
+  # falls by the schedule over --steps
+  lr: Annotated[float, NonNegative] = 0.1
   schedule: optimizers.Schedule = "cosine"  # poly: (1 + 10 t / T)^-0.75
-  momentum: float = 0.9  # of SGD
+  momentum: Annotated[float, NonNegative] = 0.9  # of SGD
   nesterov: bool = False
-  backbone_rate: float = 1.0  # times --lr, before a bottleneck
-  weight_decay: float = 5e-4  # added to the gradient, as PyTorch does
-  label_smoothing: float = 0.0
-  crop_padding: int = 4  # random crops after zero padding by this many pixels
-  flip: bool = True  # mirror each image half of the time
+  # factor of --lr before a bottleneck
+  backbone_rate: Annotated[float, NonNegative] = 1.0
+  # added to the gradient, as PyTorch does
+  weight_decay: Annotated[float, NonNegative] = 5e-4
+  label_smoothing: Annotated[float, NonNegative] = 0.0  # 0: none
+  # pixels of zero padding before random crops
+  crop_padding: Annotated[int, NonNegative] = 4
+  flip: bool = True  # mirror each image with probability one half
   statistics: net.Statistics = "global"  # of BatchNorm
 
   def init(self, network: Network) -> State:
+    """Return the state before the first step."""
     return State(network, self._optimizer(network).init(network.params))
 
   def step(
@@ -63,13 +76,16 @@ class Supervised:
     images: jax.Array,
     labels: jax.Array,
   ) -> tuple[State, Info]:
-    """One optimiser step, number `step`, on a batch.
+    """Take one optimizer step on a batch.
 
-    `images` u8[batch, height, width, channels] and `labels` i32[batch]; `key`
-    is the run's, not the step's.
+    Args:
+      key: the key of the run, not of the step.
+      step: the number of the step, from 0.
+      images: u8[batch, height, width, channels].
+      labels: i32[batch].
     """
     _, step_key = jax.random.split(key)
-    batch = parallel.split(images).astype(jnp.float32) / 255
+    batch = shard(images).astype(jnp.float32) / 255
     augment_key, dropout_key = jax.random.split(
       jax.random.fold_in(step_key, step)
     )
@@ -90,10 +106,10 @@ class Supervised:
   def batch(
     self, key: jax.Array, step: jax.Array, images: jax.Array, labels: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """The batch of step `step` out of a whole training set on the device.
+    """Return the batch of step `step` of a training set on the device.
 
-    Every epoch goes through the set in a new order and drops what does not fill
-    a batch. `key` is the run's, as in `step`.
+    Every epoch goes through the set in a new order and drops the images that do
+    not fill a batch. `key` is the key of the run, as in `step`.
     """
     order_key, _ = jax.random.split(key)
     index = _batch_index(order_key, step, len(images), self.batch_size)
@@ -106,8 +122,9 @@ class Supervised:
     targets = optax.smooth_labels(
       jax.nn.one_hot(labels, logits.shape[1]), self.label_smoothing
     )
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
-    accuracy = (logits.argmax(1) == labels).mean()
+    loss = classification.soft_cross_entropy(logits, targets).mean()
+    decisions = network.spec.task.decisions(logits)
+    accuracy = (decisions == labels).mean()
     return loss, (variables, Info(loss, accuracy))
 
   def _optimizer(self, network):

@@ -1,57 +1,58 @@
-"""How sure predictions are, f32[batch, classes] logits without labels.
+"""Entropies of predictions, from logits f32[..., classes] without labels.
 
-`mask`, bool[batch], says which rows count; the others, such as the padding of a
-last batch, change nothing. None: all of them. Natural logarithms throughout.
+`entropy` is per example, f32[...]. The others are scalars of the whole batch;
+their `weights`, bool[...] or f32[...], say how much an example counts, so that
+the padding of a last batch (weight 0) changes nothing. None: all examples count
+alike. Natural logarithms throughout.
 """
 
+import math
+
+import chex
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e9  # the logarithm of nothing; finite, so that gradients are
+from dfkt_jax.losses import reduce
 
 
-def mean(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """Mean over the rows that count; 0 where none does."""
-  if mask is None:
-    return values.mean(0)
-  rows = mask.reshape(-1, *[1] * (values.ndim - 1))
-  return jnp.where(rows, values, 0.0).sum(0) / jnp.maximum(mask.sum(), 1)
-
-
-def entropies(logits: jax.Array) -> jax.Array:
-  """Entropy of every prediction, f32[batch]."""
+def entropy(logits: jax.Array) -> jax.Array:
+  """Return the entropy of every prediction, f32[...]."""
   log_p = jax.nn.log_softmax(logits)
-  return -(jnp.exp(log_p) * log_p).sum(1)
-
-
-def entropy(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """Mean entropy of the predictions."""
-  return mean(entropies(logits), mask)
+  return -(jnp.exp(log_p) * log_p).sum(-1)
 
 
 def marginal_entropy(
-  logits: jax.Array, mask: jax.Array | None = None
+  logits: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-  """Entropy of the mean prediction; log(classes) where it is balanced.
+  """Return the entropy of the mean prediction of the batch, f32[].
 
-  Its negative is the information-entropy loss of Chen et al., ICCV 2019.
+  It is log(classes) where the predictions are balanced. Its negative is the
+  information-entropy loss of Chen et al., ICCV 2019.
   """
   log_p = jax.nn.log_softmax(logits)
-  count = len(logits)
-  if mask is not None:
-    log_p = jnp.where(mask[:, None], log_p, NEVER)
-    count = jnp.maximum(mask.sum(), 1)
-  # By logarithms, so that a class nobody predicts has a finite gradient.
-  log_p = jax.nn.logsumexp(log_p, axis=0) - jnp.log(count)
+  total = math.prod(logits.shape[:-1])
+  if weights is not None:
+    chex.assert_shape(weights, logits.shape[:-1])
+    rows = weights[..., None]
+    if weights.dtype != bool:
+      log_p = log_p + jnp.log(jnp.where(rows > 0, rows, 1.0))
+    log_p = jnp.where(rows > 0, log_p, reduce.LOG_ZERO)
+    total = jnp.where(weights.sum() > 0, weights.sum(), 1)
+  # In logarithms, so that the gradient of a class of probability 0 is finite.
+  axes = tuple(range(logits.ndim - 1))
+  log_p = jax.nn.logsumexp(log_p, axis=axes) - jnp.log(total)
   return -(jnp.exp(log_p) * log_p).sum()
 
 
-def information_maximisation(
-  logits: jax.Array, mask: jax.Array | None = None
+def information_maximization(
+  logits: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
-  """mean H(p_i) - H(mean p_i): sure of every image, undecided about them all.
+  """Return mean H(p_i) - H(mean p_i) of the batch, f32[].
 
-  Krause et al., NeurIPS 2010; SHOT (Liang et al., ICML 2020). SHOT's code adds
-  1e-5 inside its logarithms, which ours, taken of logits, do not need.
+  It is lowest where the network is sure of every image and its decisions are
+  balanced. Krause et al., NeurIPS 2010; SHOT (Liang et al., ICML 2020). SHOT's
+  code adds 1e-5 inside its logarithms, which ours, computed from logits, do not
+  need.
   """
-  return entropy(logits, mask) - marginal_entropy(logits, mask)
+  entropies = reduce.mean(entropy(logits), weights)
+  return entropies - marginal_entropy(logits, weights)

@@ -1,13 +1,14 @@
-"""Neighbourhood clustering: every image has few near ones, or many far ones.
+"""Neighborhood clustering: each image has a few near ones or many far ones.
 
 Saito et al., "Universal Domain Adaptation through Self Supervision", NeurIPS
 2020 (DANCE), its entropy of similarities to all target images.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax.losses.information import NEVER
+from dfkt_jax.losses.reduce import LOG_ZERO
 
 
 def neighbourhood_entropy(
@@ -17,33 +18,38 @@ def neighbourhood_entropy(
   valid: jax.Array,
   temperature: float,
 ) -> jax.Array:
-  """mean_i H(softmax_j(<f_i, v_j> / temperature)), j all images but i.
+  """Return H(softmax_j(<f_i, v_j> / temperature)) of every image, f32[batch].
 
-  Images of the batch are met as they are now, with a gradient, all others as
-  the bank has them. The bank stays split over its rows.
+  j runs over all images but i. Images of the batch enter with their current
+  features, through which the gradient flows; all others with those of the bank.
+  The bank stays sharded over its rows.
 
   Args:
     features: f32[batch, width], of length 1.
-    bank: f32[images, width], likewise.
+    bank: f32[images, width], of length 1.
     rows: i32[batch], the rows of the batch in the bank.
-    valid: bool[images]; the others count for nothing.
+    valid: bool[images]; the others do not count.
   """
+  chex.assert_shape(features, (len(rows), bank.shape[-1]))
+  chex.assert_shape(bank, (len(valid), None))
+  chex.assert_rank([rows, valid], 1)
   numbers = jnp.arange(len(bank))
   absent = valid & (numbers[:, None] != rows[None]).all(1)
-  # An image that came twice is not its own neighbour either.
+  # An image that is in the batch twice is not its own neighbor either.
   apart = rows[:, None] != rows[None]
   similar = lambda keys: features @ keys.T / temperature
-  stored = jnp.where(absent[None], similar(bank), NEVER)
-  present = jnp.where(apart, similar(features), NEVER)
-  # Two parts and not one array, which would have to be brought together.
+  stored = jnp.where(absent[None], similar(bank), LOG_ZERO)
+  present = jnp.where(apart, similar(features), LOG_ZERO)
+  # Two parts, because one array would have to be gathered over the devices.
   log_sum = jnp.logaddexp(
     jax.nn.logsumexp(stored, axis=1), jax.nn.logsumexp(present, axis=1)
   )
   entropies = log_sum
   for part in (stored, present):
     share = jnp.exp(part - log_sum[:, None])
-    # Where there is nobody at all, shares are no distribution.
-    share = jnp.where(part > NEVER, share, 0.0)
-    entropies = entropies - (share * jnp.where(part > NEVER, part, 0.0)).sum(1)
-  somebody = absent.any() | apart.any(1)
-  return jnp.where(somebody, entropies, 0.0).mean()
+    # Without any neighbor, shares are not a distribution.
+    share = jnp.where(part > LOG_ZERO, share, 0.0)
+    logits = jnp.where(part > LOG_ZERO, part, 0.0)
+    entropies = entropies - (share * logits).sum(1)
+  any_neighbour = absent.any() | apart.any(1)
+  return jnp.where(any_neighbour, entropies, 0.0)

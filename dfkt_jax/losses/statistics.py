@@ -1,23 +1,24 @@
-"""How far a batch's BatchNorm inputs are from what the teacher was trained on.
+"""Distances between a batch's BatchNorm inputs and the training data's.
 
-`taps` is what `network.statistics` answers and `running` the network's
-`batch_stats`: the same tree of {"mean", "var"} f32[channels]. Each loss is a
-scalar, a sum over layers.
+`taps` is the second result of `network.statistics` and `running` the network's
+`batch_stats`: the same tree of {"mean", "var"} f32[channels]. Statistics belong
+to a batch, so that each loss is a scalar, a sum or mean over layers.
 """
 
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 
 
 def norm_distances(taps: Mapping, running: Mapping) -> Mapping:
-  """||batch - running||_2 for every mean and every variance, as a tree.
+  """Return ||batch - running||_2 for every mean and every variance, as a tree.
 
   The norm and not its square (Yin et al., CVPR 2020, equation 4, as released):
   every layer pulls with a gradient of unit length however far it is.
   """
-  return jax.tree.map(lambda a, b: _norm(a - b), taps, running)
+  return jax.tree.map(_distance, taps, running)
 
 
 def norm_distance(
@@ -26,7 +27,7 @@ def norm_distance(
   first_layer: tuple[str, ...] = (),
   first_layer_weight: float = 1.0,
 ) -> jax.Array:
-  """Sum of `norm_distances`, the layer at path `first_layer` weighted."""
+  """Return the sum of `norm_distances`, the layer at `first_layer` weighted."""
   distances = norm_distances(taps, running)
   total = jax.tree.reduce(jnp.add, distances)
   if first_layer and first_layer_weight != 1.0:
@@ -40,7 +41,7 @@ def norm_distance(
 def gaussian_kl(
   taps: Mapping, running: Mapping, epsilon: float = 1e-5
 ) -> jax.Array:
-  """KL(batch || running) of one Gaussian a channel, summed over all channels.
+  """Return KL(batch || running) of a Gaussian a channel, summed over channels.
 
   ((mu - m)^2 + s^2) / (2 v) - log(s / sqrt(v)) - 1/2 with mu, s^2 of the batch
   and m, v running (Choi et al., CVPR Workshops 2020). `epsilon` is added to
@@ -56,12 +57,13 @@ def gaussian_kl(
 
 
 def moments(taps: Mapping, running: Mapping) -> Mapping:
-  """First and second moments of BatchNorm inputs about the running means.
+  """Return first and second moments of BatchNorm inputs about running means.
 
-  Unlike variances they average: the mean of those of equal parts of a batch is
-  that of the batch. Parts of a batch can therefore be looked at one by one and
-  `from_moments` still answers for all. About the running mean, because about 0
-  the variance would be what is left of two large numbers.
+  Unlike variances, moments average: the mean of the moments of equal parts of a
+  batch is the moment of the batch. Parts of a batch can therefore be run one by
+  one and `from_moments` still returns the statistics of the whole batch.
+  Moments are about the running mean, because about 0 the variance would be the
+  small difference of two large numbers.
   """
 
   def layer(batch, running):
@@ -72,7 +74,7 @@ def moments(taps: Mapping, running: Mapping) -> Mapping:
 
 
 def from_moments(moments: Mapping, running: Mapping) -> Mapping:
-  """The inverse of `moments`, that is taps."""
+  """Invert `moments`: return taps."""
 
   def layer(moments, running):
     var = moments["square"] - jnp.square(moments["mean"])
@@ -82,11 +84,11 @@ def from_moments(moments: Mapping, running: Mapping) -> Mapping:
 
 
 def style(taps: Mapping, running: Mapping, epsilon: float = 1e-5) -> jax.Array:
-  """Mean squared error of means and of deviations, the mean over layers.
+  """Return the squared errors of means and deviations, the mean over layers.
 
-  Hou and Zheng, "Source Free Domain Adaptation with Image Translation", 2020:
-  an image's style is what BatchNorm is given. `epsilon` is added to variances,
-  as BatchNorm adds it.
+  Each is a mean over channels. Hou and Zheng, "Source Free Domain Adaptation
+  with Image Translation", 2020: the style of an image is its BatchNorm inputs.
+  `epsilon` is added to variances, as BatchNorm adds it.
   """
 
   def layer(batch, running):
@@ -98,16 +100,22 @@ def style(taps: Mapping, running: Mapping, epsilon: float = 1e-5) -> jax.Array:
 
 
 def _by_layer(function, taps, running):
-  """What `function` says of the statistics of every BatchNorm, as a list."""
+  """Return `function` of the statistics of every BatchNorm, as a list."""
   return jax.tree.leaves(_map_layers(function, taps, running))
 
 
 def _map_layers(function, taps, running):
-  """`taps`, or such a tree of other statistics, with layers replaced."""
+  """Replace each layer of `taps`, or of a tree like it, by `function` of it."""
+
+  def layer(batch, running):
+    chex.assert_equal_shape([*batch.values(), *running.values()])
+    return function(batch, running)
+
   is_layer = lambda node: "mean" in node
-  return jax.tree.map(function, taps, running, is_leaf=is_layer)
+  return jax.tree.map(layer, taps, running, is_leaf=is_layer)
 
 
-def _norm(x):
+def _distance(x, y):
+  chex.assert_equal_shape([x, y])
   # The square root has no gradient at zero.
-  return jnp.sqrt(jnp.sum(jnp.square(x)) + 1e-12)
+  return jnp.sqrt(jnp.sum(jnp.square(x - y)) + 1e-12)

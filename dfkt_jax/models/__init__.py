@@ -48,8 +48,8 @@ def _vit(width: int, heads: int) -> Callable[..., nn.Module]:
   return partial(VisionTransformer, width=width, depth=12, heads=heads)
 
 
-# For 224 pixels, or the size of their preset; with a field `remat`. A DeiT is a
-# vit.
+# Networks for images of 224 pixels, or of the size of their preset. Each has a
+# field `remat`. A DeiT is a vit.
 IMAGENET: Mapping[str, Callable[..., nn.Module]] = {
   "imagenet-resnet18": _imagenet("basic", 2, 2, 2, 2),
   "imagenet-resnet34": _imagenet("basic", 3, 4, 6, 3),
@@ -102,14 +102,14 @@ WITH_BOTTLENECK = "+bottleneck"
 
 
 def build(arch: str, classes: int) -> nn.Module:
-  """The linen module of an architecture.
+  """Build the linen module of an architecture.
 
-  It is called as `module(x, train)` with normalised f32[batch, height, width,
-  channels] and answers f32[batch, classes]. With "+bottleneck" behind its name
-  the features go through one (`layers.Bottleneck`).
+  It is called as `module(x, train)` with normalized images f32[batch, height,
+  width, channels] and returns logits f32[batch, classes]. The suffix
+  "+bottleneck" of a name adds a `layers.Bottleneck` before the classifier.
 
   Raises:
-    UsageError: no architecture has that name.
+    UsageError: no architecture has this name.
   """
   if arch.endswith(WITH_BOTTLENECK):
     module = build(arch.removesuffix(WITH_BOTTLENECK), classes)
@@ -129,6 +129,7 @@ def build(arch: str, classes: int) -> nn.Module:
 
 
 def _any_wrn(arch, classes):
+  """Build "wrn-DEPTH-WIDEN"; None if depth or widen are not possible."""
   parts = arch.split("-")[1:]
   if len(parts) != 2 or not all(part.isdigit() for part in parts):
     return None

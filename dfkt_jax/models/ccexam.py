@@ -1,4 +1,4 @@
-"""The three digit classifiers of the PyPI package ccexam (MIT), by shape.
+"""The architectures of the three digit classifiers of ccexam (PyPI, MIT).
 
 Convolutions have a bias; dropout of 0.3 precedes both linear layers, except in
 the MNIST network, which has neither dropout nor BatchNorm.
@@ -20,7 +20,7 @@ from dfkt_jax.models.layers import (
 
 
 class DigitNet(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
   `blocks` holds the widths of the convolutions before each max pooling.
   """

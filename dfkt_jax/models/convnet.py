@@ -1,4 +1,4 @@
-"""A small BatchNorm network for images of 8 pixels and up; quickstart's own."""
+"""A small BatchNorm network for images of 8 pixels and up, for quickstart."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from dfkt_jax.models.layers import Bottleneck, batch_norm, conv, feature, head
 
 
 class ConvNet(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
-  One 3x3 convolution, BatchNorm and ReLU a width; the second and third halve
-  the image.
+  Each width has one 3x3 convolution, BatchNorm and ReLU; the second and third
+  convolution halve the image.
   """
 
   classes: int

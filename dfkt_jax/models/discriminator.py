@@ -1,7 +1,7 @@
-"""A patch discriminator: a map of logits, each about a small patch.
+"""A patch discriminator: it returns a map of logits, one for a small patch.
 
 Fang et al., "Mosaicking to Distill", NeurIPS 2021; after the patch
-discriminator of Isola et al., CVPR 2017. At two strided convolutions a logit
+discriminator of Isola et al., CVPR 2017. With two strided convolutions a logit
 sees 10x10 pixels. BatchNorm always uses the statistics of the batch.
 """
 
@@ -17,10 +17,10 @@ from dfkt_jax.models.generator import BatchStatisticsNorm, weight_init
 
 
 class PatchDiscriminator(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, h, w] logits of "real".
+  """A module from f32[batch, height, width, channels] to logits of "real".
 
-  Each of `widths` is a convolution of 4x4 and stride 2, the first without
-  BatchNorm.
+  The logits are f32[batch, h, w]. Each of `widths` is a convolution of 4x4 and
+  stride 2, the first without BatchNorm.
   """
 
   widths: tuple[int, ...] = (128, 256)
@@ -47,7 +47,7 @@ class PatchDiscriminator(nn.Module):
 
 @struct.dataclass
 class DiscriminatorNetwork:
-  """A discriminator as one pytree: parameters are leaves, all else static."""
+  """A discriminator as one pytree: parameters are leaves, the rest static."""
 
   params: Any
   module: PatchDiscriminator = struct.field(pytree_node=False)
@@ -56,10 +56,10 @@ class DiscriminatorNetwork:
 def init(
   key: jax.Array, shape: tuple[int, int, int], widths: tuple[int, ...]
 ) -> DiscriminatorNetwork:
-  """A fresh discriminator of images of `shape`: (height, width, channels).
+  """Initialize a discriminator of images of `shape`: (height, width, channels).
 
   Raises:
-    UsageError: so many strided convolutions leave no patch of the image.
+    UsageError: there are too many strided convolutions for the image.
   """
   require_patches(shape, widths)
   module = PatchDiscriminator(widths)
@@ -70,7 +70,11 @@ def init(
 def require_patches(
   shape: tuple[int, int, int], widths: tuple[int, ...]
 ) -> None:
-  """Raises UsageError where halving so often leaves nothing of the image."""
+  """Require an image that can be halved once for each of `widths`.
+
+  Raises:
+    UsageError: it cannot.
+  """
   if min(shape[:2]) >> len(widths) < 1:
     raise UsageError(
       f"--discriminator-widths are {len(widths)} and each halves an image of"
@@ -79,5 +83,5 @@ def require_patches(
 
 
 def logits(network: DiscriminatorNetwork, images: jax.Array) -> jax.Array:
-  """f32[batch, h, w], positive for patches taken for real."""
+  """Return f32[batch, h, w], positive where a patch seems real."""
   return network.module.apply({"params": network.params}, images)  # type: ignore

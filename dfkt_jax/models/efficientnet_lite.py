@@ -2,12 +2,13 @@
 
 Tan & Le, "EfficientNet", ICML 2019, without squeeze-and-excitation and with
 ReLU6 (github.com/tensorflow/tpu, models/official/efficientnet/lite); see
-`inverted_residual`. Trained by TensorFlow: SAME padding, BatchNorm's epsilon
-1e-3. Unlike in EfficientNet, the first and the last convolution have the same
-width, and the first and the last stage the same depth, in all five.
+`inverted_residual`. The original is trained in TensorFlow: its padding is SAME
+and BatchNorm's epsilon is 1e-3. Unlike in EfficientNet, the first and the last
+convolution have the same width, and the first and the last stage the same
+depth, in all five.
 
-Deviation: the original drops whole blocks in training, at rates up to 0.2; here
-only the dropout before the last layer is left.
+Deviation: the original drops whole blocks in training, at rates up to 0.2; ours
+only has the dropout before the last layer.
 """
 
 import math
@@ -32,7 +33,7 @@ _STYLE = Style(same_padding=True, epsilon=1e-3)
 
 
 def scaled(width: float, depth: float) -> tuple[Stage, ...]:
-  """The stages of Lite0, so many times as wide and as deep."""
+  """Return the stages of Lite0 with widths and depths scaled by factors."""
   first, *inner, last = (
     stage._replace(width=_multiple_of_8(width * stage.width))
     for stage in _LITE0
@@ -42,16 +43,15 @@ def scaled(width: float, depth: float) -> tuple[Stage, ...]:
 
 
 def _multiple_of_8(width: float) -> int:
-  """The nearest, or the next where that would take off more than a tenth."""
+  """Round to the nearest multiple of 8, or up if that loses over a tenth."""
   nearest = max(8, int(width + 4) // 8 * 8)
   return nearest if nearest >= 0.9 * width else nearest + 8
 
 
 class EfficientNetLite(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
-  With `remat` every block's activations are computed again in the backward
-  pass.
+  `remat` recomputes every block's activations in the backward pass.
   """
 
   classes: int

@@ -1,14 +1,16 @@
-"""3x3 convolutions of few channels, which XLA:CPU is slow at.
+"""3x3 convolutions of few channels, made faster on XLA:CPU.
 
-Several neighbouring columns of the output are made at once, as channels of a
-convolution with a wider kernel and a stride: the kernel once for every column,
-moved along, with zeros beside it. That is 4/3 of the arithmetic for two
-columns, and twice for four, and yet faster (docs/performance.md has by how
-much). On other devices it is the convolution as it is.
+XLA:CPU is slow at convolutions of few channels. Here they compute several
+neighboring columns of the output at once, as channels of a strided convolution
+with a wider kernel. The wide kernel holds one copy of the kernel per column,
+each shifted by a column more, with zeros beside it. Two columns take 4/3 of the
+arithmetic and four columns twice as much, and both are still faster
+(docs/performance.md has the numbers). On other devices it is an ordinary
+convolution.
 
-The gradient is written by hand, and JAX then has no forward mode through it
-(`jax.jvp`, `jax.hessian`) on any device. On a CPU an infinity or a NaN reaches
-up to three columns further than the window does.
+The gradient is written by hand, so that JAX has no forward mode through it
+(`jax.jvp`, `jax.hessian`) on any device. On a CPU an infinity or a NaN spreads
+up to three columns beyond the window.
 """
 
 import math
@@ -28,13 +30,13 @@ def conv_general_dilated(
   padding: Any,
   **settings: Any,
 ) -> jax.Array:
-  """`jax.lax.conv_general_dilated`, for `nn.Conv` to convolve with.
+  """Convolve for `nn.Conv`, in place of `jax.lax.conv_general_dilated`.
 
   [b, h, w, inputs], [3, 3, inputs, outputs] -> [b, h, w, outputs], padded by 1
-  and of stride 1; what is not of that kind goes to JAX's own. Dimensions are in
-  this order, as `nn.Conv` has them, and there are no groups of batches.
+  and of stride 1; other convolutions are left to JAX. Dimensions are in this
+  order, as in `nn.Conv`, and there are no groups of batches.
   """
-  alike = (
+  supported = (
     kernel.shape[:2] == (3, 3)
     and tuple(window_strides) == (1, 1)
     and tuple(map(tuple, padding)) == PADDING
@@ -46,15 +48,18 @@ def conv_general_dilated(
     and settings.get("precision") is None
     and settings.get("preferred_element_type") is None
   )
-  if alike and columns(x.shape, kernel.shape) > 1:
+  if supported and count_columns(x.shape, kernel.shape) > 1:
     return _conv(x, kernel)
   return jax.lax.conv_general_dilated(
     x, kernel, window_strides, padding, **settings
   )
 
 
-def columns(x: tuple[int, ...], kernel: tuple[int, ...]) -> int:
-  """How many are made at once, of arrays of these shapes; as measured."""
+def count_columns(x: tuple[int, ...], kernel: tuple[int, ...]) -> int:
+  """Return the number of columns computed at once, for arrays of these shapes.
+
+  Thresholds are measured; the number divides the width of the image.
+  """
   width, (inputs, outputs) = x[2], kernel[2:]
   if min(inputs, outputs) == 1:
     return 1
@@ -72,12 +77,12 @@ def _forward(x, kernel):
   return _conv(x, kernel), (x, kernel)
 
 
-def _backward(kept, dy):
-  # By hand, since the gradient of a stride is a convolution with holes, which
-  # is slower than what was saved.
-  x, kernel = kept
+def _backward(residuals, dy):
+  # JAX's gradient of a strided convolution is a dilated one, which is slower
+  # than all that the wide kernel saves.
+  x, kernel = residuals
   turned = kernel[::-1, ::-1].swapaxes(2, 3)
-  dx = _conv if columns(dy.shape, turned.shape) > 1 else _plain
+  dx = _conv if count_columns(dy.shape, turned.shape) > 1 else _plain
   _, weights = jax.vjp(lambda kernel: _plain(x, kernel), kernel)
   return dx(dy, turned), *weights(dy)
 
@@ -92,13 +97,14 @@ def _plain(x, kernel):
 
 
 def _by_columns(x, kernel):
-  count = columns(x.shape, kernel.shape)
+  """Convolve with a copy of the kernel for each of several columns."""
+  count = count_columns(x.shape, kernel.shape)
   none = (0, 0)
-  moved = [
+  shifted = [
     jnp.pad(kernel, (none, (i, count - 1 - i), none, none))
     for i in range(count)
   ]
-  wide = jnp.stack(moved, 3).reshape(3, 2 + count, kernel.shape[2], -1)
+  wide = jnp.stack(shifted, 3).reshape(3, 2 + count, kernel.shape[2], -1)
   y = jax.lax.conv_general_dilated(
     x, wide, (1, count), PADDING, dimension_numbers=NUMBERS
   )

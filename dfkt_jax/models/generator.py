@@ -1,9 +1,10 @@
-"""Generators: noise in, images in [0, 1] out.
+"""Generators: networks that map noise to images in [0, 1].
 
 The small generator of the data-free literature (Yin et al. 2021, CMI, and what
 followed): a linear layer, then [upsample, 3x3 convolution, BatchNorm, LeakyReLU
 0.2] twice, a convolution and a sigmoid. BatchNorm always uses the statistics of
-the batch, in training and in sampling, so a generator has no running ones.
+the batch, in training and in sampling, so a generator has no running
+statistics.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax import parallel
+from dfkt_jax.devices.sharding import shard
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models.upsampled_conv import UpsampledConv
 
@@ -26,10 +27,10 @@ def _scale_init(key, shape, dtype=jnp.float32):
 
 
 class Generator(nn.Module):
-  """f32[batch, latent] -> f32[batch, *shape] in [0, 1].
+  """A module from f32[batch, latent] to f32[batch, *shape] in [0, 1].
 
   Height and width are multiples of `2 ** (len(widths) - 1)`. `widths[0]` is the
-  width of the map the linear layer makes; each further one an upsampling.
+  width of the linear layer's map, and each further width that of an upsampling.
   """
 
   shape: tuple[int, int, int]
@@ -68,7 +69,7 @@ class Generator(nn.Module):
 
 
 class BatchStatisticsNorm(nn.Module):
-  """BatchNorm that only ever uses the batch's own mean and variance."""
+  """BatchNorm that always uses the mean and variance of the batch."""
 
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
@@ -90,7 +91,7 @@ class BatchStatisticsNorm(nn.Module):
 
 @struct.dataclass
 class GeneratorNetwork:
-  """A generator as one pytree: parameters are leaves, all else is static."""
+  """A generator as one pytree: parameters are leaves, the rest is static."""
 
   params: Any
   module: Generator = struct.field(pytree_node=False)
@@ -103,7 +104,7 @@ def init(
   widths: tuple[int, ...],
   latent: int,
 ) -> GeneratorNetwork:
-  """A fresh generator of images of `shape`: (height, width, channels).
+  """Initialize a generator of images of `shape`: (height, width, channels).
 
   Raises:
     UsageError: no generator of these widths makes such images.
@@ -111,7 +112,8 @@ def init(
   if latent < 1 or not widths or min(widths) < 1:
     raise UsageError(
       f"a generator of widths {list(widths)} from {latent} dimensions of noise"
-      " cannot be: give --latent 1 or more and --generator-widths of 1 or more"
+      " cannot be made: give --latent 1 or more and --generator-widths of 1 or"
+      " more"
     )
   factor = 2 ** (len(widths) - 1)
   if shape[0] % factor or shape[1] % factor:
@@ -126,13 +128,16 @@ def init(
 
 
 def generate(network: GeneratorNetwork, z: jax.Array) -> jax.Array:
-  """f32[batch, latent] -> f32[batch, height, width, channels] in [0, 1]."""
+  """Map f32[batch, latent] to images in [0, 1].
+
+  They are f32[batch, height, width, channels].
+  """
   return network.module.apply({"params": network.params}, z)  # type: ignore
 
 
 def sample(
   key: jax.Array, network: GeneratorNetwork, batch_size: int
 ) -> jax.Array:
-  """Images of `batch_size` draws of unit Gaussian noise."""
+  """Generate images from `batch_size` draws of unit Gaussian noise."""
   z = jax.random.normal(key, (batch_size, network.latent))
-  return generate(network, parallel.split(z))
+  return generate(network, shard(z))

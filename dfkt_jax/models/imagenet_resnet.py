@@ -1,9 +1,9 @@
-"""Residual networks for ImageNet, as torchvision has them.
+"""Residual networks for ImageNet, as in torchvision.
 
 He et al., "Deep residual learning for image recognition", CVPR 2016: a 7x7
 convolution and a 3x3 max pooling, both of stride 2, then four stages of basic
-or bottleneck blocks with projections. In a bottleneck the 3x3 convolution has
-the stride ("v1.5", as all published PyTorch weights do), not the first 1x1.
+or bottleneck blocks with projections. In a bottleneck block the 3x3 convolution
+has the stride, not the first 1x1 ("v1.5", as in all published PyTorch weights).
 """
 
 from typing import Any, Literal
@@ -17,8 +17,8 @@ from dfkt_jax.models.layers import (
   conv,
   feature,
   head,
+  materialize,
   max_pool_3x3,
-  once,
   remat,
 )
 from dfkt_jax.models.resnet import BasicBlock, Shortcut, skip
@@ -28,7 +28,10 @@ EXPANSION = 4  # of a bottleneck block's last convolution
 
 
 class BottleneckBlock(nn.Module):
-  """1x1, 3x3 and 1x1; `width` is that of the 3x3, a quarter of the output's."""
+  """A residual block of a 1x1, a 3x3 and a 1x1 convolution.
+
+  `width` is that of the 3x3 convolution, a quarter of the output's.
+  """
 
   width: int
   stride: int
@@ -45,14 +48,14 @@ class BottleneckBlock(nn.Module):
     y = nn.relu(norm("bn1")(make(self.width, 1, 1, "conv1")(x)))
     y = nn.relu(norm("bn2")(make(self.width, 3, self.stride, "conv2")(y)))
     y = norm("bn3")(make(width, 1, 1, "conv3")(y))
-    return once(nn.relu(y + skip(x, self, width, norm)))
+    return materialize(nn.relu(y + skip(x, self, width, norm)))
 
 
 class ImageNetResNet(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
-  Stage i has `depths[i]` blocks of width `width * 2**i`. With `remat` every
-  block's activations are computed again in the backward pass.
+  Stage i has `depths[i]` blocks of width `width * 2**i`. `remat` recomputes
+  every block's activations in the backward pass.
   """
 
   classes: int

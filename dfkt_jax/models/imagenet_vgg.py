@@ -1,9 +1,9 @@
-"""VGG with BatchNorm for ImageNet, as torchvision has it.
+"""VGG with BatchNorm for ImageNet, as in torchvision.
 
 Simonyan & Zisserman, ICLR 2015: five blocks of 3x3 convolutions (with a bias
-before BatchNorm), each with max pooling behind it, and three linear layers with
-dropout. In front of them the map is averaged to 7x7, which changes nothing at
-224 pixels.
+before BatchNorm), each followed by max pooling, and three linear layers with
+dropout. Before the linear layers the map is averaged to 7x7, which changes
+nothing at 224 pixels.
 """
 
 from typing import Any
@@ -24,10 +24,12 @@ from dfkt_jax.models.layers import (
 )
 from dfkt_jax.models.vgg import WIDTHS
 
-MAP = 7  # pixels a side that the linear layers are given
+MAP = 7  # pixels a side of the map that enters the linear layers
 
 
 class ConvBlock(nn.Module):
+  """`depth` convolutions of one width with BatchNorm, and a max pooling."""
+
   width: int
   depth: int
   dtype: Any = jnp.float32
@@ -42,10 +44,11 @@ class ConvBlock(nn.Module):
 
 
 class ImageNetVGG(nn.Module):
-  """f32[batch, 32 or more, same, channels] -> f32[batch, classes].
+  """A module from square images to logits f32[batch, classes].
 
-  With `remat` every block's activations are computed again in the backward
-  pass.
+  Images are f32[batch, height, width, channels] with sides of 32 or more.
+
+  `remat` recomputes every block's activations in the backward pass.
   """
 
   classes: int
@@ -72,7 +75,10 @@ class ImageNetVGG(nn.Module):
 
 
 def average_to(x: jax.Array, side: int) -> jax.Array:
-  """[b, h, w, c] -> [b, side, side, c], PyTorch's adaptive average pooling."""
+  """Average [b, h, w, c] to [b, side, side, c].
+
+  This is the adaptive average pooling of PyTorch.
+  """
   if x.shape[1:3] == (side, side):
     return x
   rows, columns = (_windows(n, side).astype(x.dtype) for n in x.shape[1:3])
@@ -80,9 +86,10 @@ def average_to(x: jax.Array, side: int) -> jax.Array:
 
 
 def _windows(pixels, side):
-  """f32[side, pixels]: row i averages from floor(i n / s) to ceil((i+1) n / s).
+  """Return the averaging matrix, f32[side, pixels].
 
-  Windows overlap where `side` does not divide `pixels`.
+  With n pixels and side s, row i averages from floor(i n / s) to
+  ceil((i + 1) n / s). Windows overlap where s does not divide n.
   """
   matrix = np.zeros((side, pixels), np.float32)
   for i in range(side):

@@ -1,9 +1,9 @@
-"""Inverted residuals, of which MobileNetV2 and EfficientNet-Lite are made.
+"""Inverted residuals, the blocks of MobileNetV2 and EfficientNet-Lite.
 
 Sandler et al., "MobileNetV2: Inverted residuals and linear bottlenecks", CVPR
-2018: a 1x1 convolution widens, a depthwise one works on each channel by itself,
-a 1x1 convolution narrows without an activation; around it all goes the input
-where it has the output's shape. Activations are ReLU6.
+2018: a 1x1 convolution widens, a depthwise convolution filters each channel
+separately, and a 1x1 convolution narrows without an activation. The input is
+added where it has the output's shape. Activations are ReLU6.
 """
 
 from functools import partial
@@ -13,11 +13,18 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax.models.layers import batch_norm, conv, feature, once, relu6, remat
+from dfkt_jax.models.layers import (
+  batch_norm,
+  conv,
+  feature,
+  materialize,
+  relu6,
+  remat,
+)
 
 
 class Stage(NamedTuple):
-  """`depth` blocks of one width, of which the first has the stride."""
+  """`depth` blocks of one width; the first has the stride."""
 
   width: int
   depth: int
@@ -27,13 +34,15 @@ class Stage(NamedTuple):
 
 
 class Style(NamedTuple):
-  """Whose code trained the network."""
+  """The settings of the framework that trained the network."""
 
   same_padding: bool  # TensorFlow's, which is not symmetric
   epsilon: float  # of BatchNorm
 
 
 class InvertedResidual(nn.Module):
+  """One block; `width` is that of its output, `expand` its inner factor."""
+
   width: int
   stride: int
   expand: int
@@ -49,7 +58,7 @@ class InvertedResidual(nn.Module):
       y = relu6(make("expand", inner, 1)(y))
     depthwise = make("depthwise", inner, self.size, self.stride, groups=inner)
     y = make("project", self.width, 1)(relu6(depthwise(y)))
-    return once(x + y) if x.shape == y.shape else y
+    return materialize(x + y) if x.shape == y.shape else y
 
 
 def inverted_residuals(
@@ -62,10 +71,10 @@ def inverted_residuals(
   last: int,
   style: Style,
 ) -> jax.Array:
-  """A strided 3x3 convolution, the stages, a 1x1 convolution, the mean.
+  """Apply a strided 3x3 convolution, the stages, a 1x1 convolution, a mean.
 
-  [b, h, w, c] -> [b, last]. Layers become `module`'s own: stem, stageI_J and
-  last; so do the taps.
+  [b, h, w, c] -> [b, last]. Layers become submodules of `module`, named stem,
+  stageI_J and last; it also gets the taps.
   """
   make = partial(_conv, module, train, style)
   x = relu6(make("stem", stem, 3, 2)(x))
@@ -86,7 +95,7 @@ def inverted_residuals(
 
 
 def _conv(module, train, style, name, width, size, stride=1, groups=1):
-  """A convolution and its BatchNorm."""
+  """Return a convolution followed by its BatchNorm, as a function."""
   convolution = conv(
     width,
     size,

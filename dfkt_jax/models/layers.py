@@ -1,8 +1,8 @@
-"""What several architectures share.
+"""Layers shared by several architectures.
 
-Paddings are integers as in PyTorch: 'SAME' pads strided convolutions
-differently and shifts an imported network by a pixel, unless TensorFlow trained
-it.
+Paddings are integers as in PyTorch. "SAME" pads strided convolutions
+differently, which would shift the maps of an imported network by a pixel,
+unless TensorFlow trained it.
 """
 
 import dataclasses
@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from dfkt_jax.models import few_channels
-from dfkt_jax.models.norm import BatchNorm, keep_latest
+from dfkt_jax.models.norm import BatchNorm, sow_latest
+from dfkt_jax.network.layers import BOTTLENECK, weight_norm
 
-BOTTLENECK = "bottleneck"
-
-# He et al. 2015, fan-out, as the PyTorch originals initialise convolutions.
+# He et al. 2015, fan-out, as the PyTorch originals initialize convolutions.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -32,10 +31,10 @@ def conv(
   groups: int = 1,
   dtype: Any = jnp.float32,
 ) -> nn.Conv:
-  """A square convolution, padded by size // 2 unless told otherwise.
+  """Return a square convolution, padded by size // 2 unless `padding` is given.
 
-  "SAME" is for what TensorFlow trained: where strides leave an odd number of
-  pixels to pad, the one more is at the bottom and on the right.
+  "SAME" is for networks trained in TensorFlow: where a stride leaves an odd
+  number of pixels to pad, the extra one is at the bottom and on the right.
   """
   return nn.Conv(
     width,
@@ -54,23 +53,24 @@ def conv(
 def batch_norm(
   train: bool, *, name: str, dtype: Any = jnp.float32, epsilon: float = 1e-5
 ) -> BatchNorm:
+  """Return a BatchNorm with batch statistics in training."""
   return BatchNorm(
     use_running_average=not train, epsilon=epsilon, dtype=dtype, name=name
   )
 
 
 def remat(block: Any, wanted: bool) -> Any:
-  """`block`, a module class, computed again in the backward pass if `wanted`.
+  """Return a module class, recomputed in the backward pass if `wanted`.
 
-  Called as `block(...)(x, train)`; names, numbers and what is sown stay.
-  XLA:CPU merges the two computations again, so that nothing is saved there.
+  It is called as `block(...)(x, train)`. Names, numbers and sown values stay
+  the same. XLA:CPU merges both computations, so that no memory is saved there.
   """
   return nn.remat(block, static_argnums=(2,)) if wanted else block
 
 
 @dataclasses.dataclass(frozen=True)
 class Bottleneck:
-  """What the sfda recipe puts between the features and the classes.
+  """The layers of the SFDA recipe between the features and the classifier.
 
   SHOT (Liang et al., ICML 2020): a linear layer, BatchNorm and, for digits,
   dropout; the classifier's weights have a direction and a length (Salimans and
@@ -82,7 +82,7 @@ class Bottleneck:
 
 
 class WeightNormDense(nn.Module):
-  """y = x W + b with columns W_k = scale_k kernel_k / |kernel_k|."""
+  """A linear layer with columns W_k = scale_k kernel_k / |kernel_k|."""
 
   features: int
 
@@ -90,22 +90,18 @@ class WeightNormDense(nn.Module):
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.xavier_normal(), shape)
-    # Drawn like the kernel, so that W begins as it.
+    # The lengths of the kernel's columns, so that W starts as the kernel.
     length = lambda _: jnp.linalg.norm(kernel, axis=0)
     scale = self.param("scale", length)
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     return x @ weight_norm(kernel, scale) + bias[None]
 
 
-def weight_norm(kernel: jax.Array, scale: jax.Array) -> jax.Array:
-  """f32[inputs, outputs], columns of length `scale`."""
-  return kernel * (scale / jnp.linalg.norm(kernel, axis=0))[None]
-
-
 def head(module: Any, x: jax.Array, classes: int, *, name: str, train: bool):
-  """The last linear layer: names "penultimate", answers f32 logits.
+  """Apply the last linear layer; return f32 logits.
 
-  With the module's `bottleneck` in front of it, if it has one.
+  The module's `bottleneck`, if it has one, comes before it. The input of the
+  last layer is the feature "penultimate".
   """
   x = x.astype(jnp.float32)
   bottleneck: Bottleneck | None = module.bottleneck
@@ -121,16 +117,17 @@ def head(module: Any, x: jax.Array, classes: int, *, name: str, train: bool):
 
 
 def feature(module: nn.Module, name: str, x: jax.Array) -> None:
-  """Names an intermediate for `network.features`."""
-  keep_latest(module, "features", name, x)
+  """Store an intermediate for `network.features` under `name`."""
+  sow_latest(module, "features", name, x)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-  """2x2 windows: [b, h, w, c] -> [b, h // 2, w // 2, c].
+  """Take the maximum of 2x2 windows: [b, h, w, c] -> [b, h // 2, w // 2, c].
 
-  The largest of four slices, because XLA:CPU takes longer for the gradient of a
-  window's maximum than for the convolution before it (docs/performance.md). Of
-  equal values the first has the gradient, as in PyTorch.
+  It is the maximum of four slices, because on XLA:CPU the gradient of a
+  window's maximum takes longer than the convolution before it
+  (docs/performance.md). The first of equal values gets the gradient, as in
+  PyTorch.
   """
   height, width = (2 * (n // 2) for n in x.shape[1:3])
   left, right = x[:, :height, 0:width:2], x[:, :height, 1:width:2]
@@ -139,9 +136,10 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-  """3x3 windows, stride 2, padding 1: [b, h, w, c] -> [b, half h, half w, c].
+  """Take the maximum of 3x3 windows with stride 2 and padding 1.
 
-  Half of an odd number is rounded up. Made and differentiated as `max_pool`.
+  [b, h, w, c] -> [b, half h, half w, c], halves rounded up. It is computed and
+  differentiated like `max_pool`.
   """
   low = jnp.asarray(-jnp.inf, x.dtype)
   for axis in (2, 1):
@@ -158,19 +156,21 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
 
 def _larger(first, second):
-  # The gradient of jnp.maximum asks which of the two equals the result. Where
-  # XLA computes them again, rounded otherwise, neither does, and it is lost.
+  # The gradient of jnp.maximum goes to the input that equals the result. Where
+  # XLA recomputes the inputs with another rounding, neither does, and the
+  # gradient is lost.
   return jnp.where(first >= second, first, second)
 
 
-def once(x: jax.Array) -> jax.Array:
-  """x, which XLA:CPU then computes once rather than anew for every reader.
+def materialize(x: jax.Array) -> jax.Array:
+  """Return x, stored so that XLA:CPU does not recompute it for every reader.
 
-  XLA copies arithmetic that it holds to be cheap into whatever reads it. Along
-  a chain of residual blocks that is all blocks before, and in weight gradients
-  it is read against the grain of memory: a fifth of a ResNet-20's step
-  (docs/performance.md). A square root is not cheap, so it is not copied. On
-  other devices nothing is added. An infinity becomes a NaN.
+  XLA duplicates arithmetic that it considers cheap into each of its readers. In
+  a chain of residual blocks that is the arithmetic of all previous blocks, and
+  weight gradients read it with a large stride in memory: a fifth of the step of
+  a ResNet-20 (docs/performance.md). Here a square root of zero is added to x on
+  a CPU. XLA considers it expensive and does not duplicate it. On other devices
+  nothing is added. An infinity becomes a NaN.
   """
   zero = jax.lax.platform_dependent(
     jax.lax.stop_gradient(x),
@@ -181,24 +181,25 @@ def once(x: jax.Array) -> jax.Array:
 
 
 def relu6(x: jax.Array) -> jax.Array:
-  """Its gradient is 0 at 0 and at 6, as PyTorch's; nn.relu6's is 1/2.
+  """Return x clipped to [0, 6].
 
-  And it is made of no maximum, for the reason in `_larger`.
+  The gradient is 0 at 0 and at 6, as in PyTorch; that of nn.relu6 is 1/2. It
+  does not use jnp.maximum for the reason given in `_larger`.
   """
   return jnp.where(x > 0, jnp.where(x < 6, x, 6.0), 0.0)
 
 
 class PooledConv(nn.Module):
-  """max_pool(relu(conv(x))), for few channels.
+  """A module that computes max_pool(relu(conv(x))) of few channels.
 
-  [b, h, w, c] -> [b, (h + 2 padding - size + 1) // 2, the same of w, width], of
-  even h and w.
+  [b, h, w, c] -> [b, (h + 2 padding - size + 1) // 2, the same of w, width],
+  where h and w are even.
 
-  Each 2x2 square of pixels is one pixel of four times the channels, and one
-  convolution answers for the whole square, of which the largest is taken. That
-  is 1.4 times the arithmetic for kernels of 5x5, and yet faster, because
-  convolutions of few channels are slow (docs/performance.md). Parameters are
-  those of `conv`.
+  Each 2x2 square of pixels becomes one pixel with four times the channels. One
+  convolution computes the outputs of a whole square, and their maximum is
+  taken. For 5x5 kernels this is 1.4 times the arithmetic and still faster,
+  because convolutions of few channels are slow (docs/performance.md). Its
+  parameters are those of `conv`.
   """
 
   width: int
@@ -212,9 +213,9 @@ class PooledConv(nn.Module):
     shape = (size, size, channels, self.width)
     kernel = self.param("kernel", he_normal, shape)
     bias = self.param("bias", nn.initializers.zeros, (self.width,))
-    blocks = size // 2 + 1  # that the windows of one square's pixels touch
+    blocks = size // 2 + 1  # a side, touched by the windows of one square
     room = 2 * blocks - size
-    # The kernel four times, as each of the square's pixels sees it.
+    # Four copies of the kernel, shifted for each pixel of the square.
     kernels = jnp.stack(
       [
         jnp.pad(kernel, ((dy, room - dy), (dx, room - dx), (0, 0), (0, 0)))
@@ -238,7 +239,7 @@ class PooledConv(nn.Module):
 
 
 def _fold(x):
-  """[b, 2 h, 2 w, c] -> [b, h, w, 4 c], each square of pixels one pixel."""
+  """Fold 2x2 squares into channels: [b, 2 h, 2 w, c] -> [b, h, w, 4 c]."""
   b, h, w, c = x.shape
   squares = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
   return squares.reshape(b, h // 2, w // 2, 4 * c)

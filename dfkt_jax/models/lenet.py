@@ -1,8 +1,9 @@
-"""LeNet-5 and LeNet-5-half, as the data-free literature uses them.
+"""LeNet-5 and LeNet-5-half, as used in the data-free literature.
 
 LeCun et al., "Gradient-based learning applied to document recognition", 1998,
 with ReLU and max pooling. The half network halves every hidden width (Nayak et
-al., ICML 2019). No BatchNorm. 28x28 inputs are padded to the original 32x32.
+al., ICML 2019). There is no BatchNorm. Inputs of 28x28 are padded to the
+original 32x32.
 """
 
 from typing import Any
@@ -11,17 +12,17 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from dfkt_jax.errors import UsageError
-from dfkt_jax.models.layers import (
-  Bottleneck,
-  PooledConv,
-  conv,
-  feature,
-  head,
-)
+from dfkt_jax.models.layers import Bottleneck, PooledConv, conv, feature, head
 
 
 class LeNet5(nn.Module):
-  """f32[batch, 28 or 32, same, channels] -> f32[batch, classes]."""
+  """A module from square images to logits f32[batch, classes].
+
+  Images are f32[batch, side, side, channels] with sides of 28 or 32.
+
+  Raises:
+    UsageError: images have other sides.
+  """
 
   classes: int
   widths: tuple[int, int, int, int] = (6, 16, 120, 84)

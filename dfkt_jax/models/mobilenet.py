@@ -1,6 +1,6 @@
-"""MobileNetV2 for ImageNet, as torchvision and timm have it.
+"""MobileNetV2 for ImageNet, as in torchvision and timm.
 
-Sandler et al., CVPR 2018, table 2, of width 1.0; see `inverted_residual`.
+Sandler et al., CVPR 2018, table 2, with width 1.0; see `inverted_residual`.
 """
 
 from typing import Any
@@ -24,10 +24,9 @@ _STYLE = Style(same_padding=False, epsilon=1e-5)
 
 
 class MobileNetV2(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
-  With `remat` every block's activations are computed again in the backward
-  pass.
+  `remat` recomputes every block's activations in the backward pass.
   """
 
   classes: int

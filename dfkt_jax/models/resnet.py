@@ -1,9 +1,9 @@
-"""Residual networks for small images: a 3x3 stem and no pooling before the end.
+"""Residual networks for small images, without pooling before the end.
 
 He et al., "Deep residual learning for image recognition", CVPR 2016, section
-4.2. `shortcut="pad"` is the paper's option A (every second pixel, channels
-padded with zeros on both sides, no parameters), "projection" its option B (1x1
-convolution and BatchNorm).
+4.2, with a 3x3 stem. `shortcut="pad"` is the paper's option A (every second
+pixel, channels padded with zeros on both sides, no parameters), "projection"
+its option B (1x1 convolution and BatchNorm).
 """
 
 from collections.abc import Callable
@@ -19,13 +19,15 @@ from dfkt_jax.models.layers import (
   conv,
   feature,
   head,
-  once,
+  materialize,
 )
 
 Shortcut = Literal["pad", "projection"]
 
 
 class BasicBlock(nn.Module):
+  """A residual block of two 3x3 convolutions."""
+
   width: int
   stride: int
   shortcut: Shortcut
@@ -39,11 +41,11 @@ class BasicBlock(nn.Module):
     )
     y = nn.relu(norm("bn1")(make(self.stride, "conv1")(x)))
     y = norm("bn2")(make(1, "conv2")(y))
-    return once(nn.relu(y + skip(x, self, self.width, norm)))
+    return materialize(nn.relu(y + skip(x, self, self.width, norm)))
 
 
 def skip(x, block: Any, width: int, norm: Callable[[str], Any]) -> jax.Array:
-  """What goes past a block: [b, h, w, c] -> [b, h / stride, ..., width]."""
+  """Return a block's shortcut: [b, h, w, c] -> [b, h / stride, ..., width]."""
   missing = width - x.shape[-1]
   if block.stride == 1 and missing == 0:
     return x
@@ -56,7 +58,7 @@ def skip(x, block: Any, width: int, norm: Callable[[str], Any]) -> jax.Array:
 
 
 class ResNet(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
   Stage i has `depths[i]` blocks of `width * 2**i` channels.
   """

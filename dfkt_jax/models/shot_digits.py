@@ -1,7 +1,7 @@
-"""SHOT's two digit networks (Liang et al., ICML 2020), before the bottleneck.
+"""The two digit networks of SHOT (Liang et al., ICML 2020).
 
-`ShotLeNet` for MNIST and USPS at 28x28, `DTN` for SVHN at 32x32. Dropout drops
-whole channels. Their classifier has a bottleneck with dropout in front.
+`ShotLeNet` is for MNIST and USPS at 28x28, `DTN` for SVHN at 32x32. Dropout
+drops whole channels. A bottleneck with dropout comes before the classifier.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ BOTTLENECK = Bottleneck(dropout=0.5)
 
 
 class ShotLeNet(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
   Two 5x5 convolutions of 20 and 50 channels, each with max pooling and ReLU.
   """
@@ -46,7 +46,7 @@ class ShotLeNet(nn.Module):
 
 
 class DTN(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
   Three 5x5 convolutions of stride 2 with BatchNorm and ReLU.
   """
@@ -69,4 +69,5 @@ class DTN(nn.Module):
 
 
 def _drop_channels(x, rate, train):
+  """Drop whole channels in training."""
   return nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=not train)(x)

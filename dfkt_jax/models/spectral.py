@@ -1,9 +1,10 @@
-"""A discriminator of whole images whose layers stretch nothing.
+"""A discriminator of whole images with spectral normalization.
 
 Miyato et al., "Spectral Normalization for Generative Adversarial Networks",
-ICLR 2018: every kernel is divided by its largest singular value, which one
-power iteration a training step follows. Without BatchNorm, so that an image's
-logit is its own.
+ICLR 2018: every kernel is divided by its largest singular value, so that no
+layer stretches its input. One power iteration a training step tracks that
+value. There is no BatchNorm, so an image's logit does not depend on the others
+of its batch.
 """
 
 import dataclasses
@@ -20,9 +21,10 @@ SPECTRAL = "spectral"  # the collection of the power iterations' vectors
 
 
 class SpectralDiscriminator(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch] logits of "real".
+  """A module from f32[batch, height, width, channels] to logits of "real".
 
-  Each of `widths` is a convolution of 4x4 and stride 2; a linear layer is last.
+  The logits are f32[batch]. Each of `widths` is a convolution of 4x4 and stride
+  2; a linear layer is last.
   """
 
   widths: tuple[int, ...] = (64, 128)
@@ -31,11 +33,11 @@ class SpectralDiscriminator(nn.Module):
   def __call__(self, x, train: bool):
     for index, width in enumerate(self.widths):
       conv = nn.Conv(width, (4, 4), strides=2, padding=1, name=f"conv{index}")
-      x = nn.leaky_relu(self._normalised(conv)(x, update_stats=train), 0.2)
-    linear = self._normalised(nn.Dense(1, name="linear"))
+      x = nn.leaky_relu(self._normalized(conv)(x, update_stats=train), 0.2)
+    linear = self._normalized(nn.Dense(1, name="linear"))
     return linear(x.reshape(len(x), -1), update_stats=train)[:, 0]
 
-  def _normalised(self, layer):
+  def _normalized(self, layer):
     return nn.SpectralNorm(
       layer, collection_name=SPECTRAL, name=f"{layer.name}_sn"
     )
@@ -43,20 +45,20 @@ class SpectralDiscriminator(nn.Module):
 
 @struct.dataclass
 class SpectralNetwork:
-  """A discriminator as one pytree: its arrays are leaves, all else static."""
+  """A discriminator as one pytree: its arrays are leaves, the rest static."""
 
   params: Any
-  spectral: Any  # a vector and a singular value for every kernel
+  spectral: Any  # a vector and a singular value of every kernel
   module: SpectralDiscriminator = struct.field(pytree_node=False)
 
 
 def init(
   key: jax.Array, shape: tuple[int, int, int], widths: tuple[int, ...]
 ) -> SpectralNetwork:
-  """A fresh discriminator of images of `shape`: (height, width, channels).
+  """Initialize a discriminator of images of `shape`: (height, width, channels).
 
   Raises:
-    UsageError: so many strided convolutions leave nothing of the image.
+    UsageError: there are too many strided convolutions for the image.
   """
   require_patches(shape, widths)
   module = SpectralDiscriminator(widths)
@@ -65,7 +67,7 @@ def init(
 
 
 def logits(network: SpectralNetwork, images: jax.Array) -> jax.Array:
-  """f32[batch], positive for images taken for real."""
+  """Return f32[batch], positive where an image seems real."""
   variables = {"params": network.params, SPECTRAL: network.spectral}
   return network.module.apply(variables, images, train=False)  # type: ignore
 
@@ -73,7 +75,7 @@ def logits(network: SpectralNetwork, images: jax.Array) -> jax.Array:
 def train_logits(
   network: SpectralNetwork, images: jax.Array
 ) -> tuple[jax.Array, SpectralNetwork]:
-  """`logits`, and the network after a power iteration."""
+  """Return the logits, and the network after a power iteration."""
   variables = {"params": network.params, SPECTRAL: network.spectral}
   out, updated = network.module.apply(
     variables, images, train=True, mutable=[SPECTRAL]

@@ -1,12 +1,12 @@
-"""A translator: images in, images of the same size in another style out.
+"""A translator: a network that changes the style of images.
 
 The generator of CycleGAN (Zhu et al., ICCV 2017; Johnson et al., ECCV 2016):
 a 7x7 convolution, two of stride 2, residual blocks, two upsamplings and a 7x7
-convolution, with instance normalisation (Ulyanov et al. 2016) and ReLU. Inside,
+convolution, with instance normalization (Ulyanov et al. 2016) and ReLU. Inside,
 images are in [-1, 1] and the last activation is tanh; outside, in [0, 1].
 Deviations: borders are padded with zeros, where the original reflects, and the
-image is enlarged by nearest neighbour and a 3x3 convolution, where the original
-has transposed convolutions.
+image is enlarged by nearest-neighbor upsampling and a 3x3 convolution, where
+the original has transposed convolutions.
 """
 
 from typing import Any
@@ -24,10 +24,10 @@ FACTOR = 4  # two convolutions of stride 2
 
 
 class Translator(nn.Module):
-  """f32[batch, height, width, channels] in [0, 1] -> the same.
+  """A module from f32[batch, height, width, channels] in [0, 1] to the same.
 
   Height and width are multiples of 4. `width` is that of the first convolution;
-  either of the strided ones doubles it.
+  each of the two strided ones doubles it.
   """
 
   width: int = 32
@@ -46,13 +46,13 @@ class Translator(nn.Module):
       name, width = f"up{index}", self.width * 2**index
       x = UpsampledConv(width, weight_init, name=name)(x)
       x = nn.relu(InstanceNorm(name=f"{name}_norm")(x))
-    # Its weights begin small: the first images are grey.
+    # The initial weights are small: the first images are gray.
     x = _conv(x, images.shape[-1], "out", size=7)
     return 0.5 * (jnp.tanh(x) + 1.0)
 
 
 class InstanceNorm(nn.Module):
-  """Every channel of every image at mean 0 and variance 1, then an affine."""
+  """Each channel of each image at mean 0 and variance 1, then an affine map."""
 
   epsilon: float = 1e-5
 
@@ -85,7 +85,7 @@ def _conv(x, width, name, size=3, stride=1):
 
 @struct.dataclass
 class TranslatorNetwork:
-  """A translator as one pytree: parameters are leaves, all else is static."""
+  """A translator as one pytree: parameters are leaves, the rest is static."""
 
   params: Any
   module: Translator = struct.field(pytree_node=False)
@@ -94,10 +94,10 @@ class TranslatorNetwork:
 def init(
   key: jax.Array, shape: tuple[int, int, int], width: int, blocks: int
 ) -> TranslatorNetwork:
-  """A fresh translator of images of `shape`: (height, width, channels).
+  """Initialize a translator of images of `shape`: (height, width, channels).
 
   Raises:
-    UsageError: the sides are no multiples of 4.
+    UsageError: the sides are not multiples of 4.
   """
   if shape[0] % FACTOR or shape[1] % FACTOR:
     raise UsageError(
@@ -110,5 +110,5 @@ def init(
 
 
 def translate(network: TranslatorNetwork, images: jax.Array) -> jax.Array:
-  """f32[batch, height, width, channels] in [0, 1] -> the same."""
+  """Map f32[batch, height, width, channels] in [0, 1] to the same."""
   return network.module.apply({"params": network.params}, images)  # type: ignore

@@ -1,4 +1,4 @@
-"""A 3x3 convolution of an enlarged image, without the enlarged image."""
+"""A 3x3 convolution of an upsampled image that is never in memory."""
 
 from typing import Any
 
@@ -6,26 +6,27 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# SUMS[i][j]: which of a window's three weights fall on the j-th of the two
-# pixels that it lies over; i is 0 where its middle is the first half of a
-# doubled pixel, and 1 where it is the second.
+# SUMS[i][j] selects those of a window's three weights that fall on the j-th of
+# the two pixels below the window. i is 0 where the middle of the window is the
+# first half of a doubled pixel, and 1 where it is the second half.
 SUMS = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 
 
 class UpsampledConv(nn.Module):
-  """Nearest-neighbour upsampling by 2, then a 3x3 convolution padded by 1.
+  """Nearest-neighbor upsampling by 2, then a 3x3 convolution padded by 1.
 
-  [b, h, w, c] -> [b, 2 h, 2 w, width]. Parameters are those of `nn.Conv`.
+  It maps [b, h, w, c] to [b, 2 h, 2 w, width]. Parameters are those of
+  `nn.Conv`.
 
-  A window of the enlarged image lies over 2x2 pixels of the small one, in one
-  of four ways. So the weights that fall on one pixel are added up first, and
-  four kernels of 2x2 convolve the small image: 4/9 of the arithmetic, and no
-  input of four times the size in memory. The numbers are the same but for the
-  order in which they are added up.
+  A window of the enlarged image lies over 2x2 pixels of the small image, in one
+  of four ways. So the weights that fall on one pixel are added first, and four
+  kernels of 2x2 convolve the small image: 4/9 of the arithmetic, and no input
+  of four times the size in memory. The numbers differ only by the order of the
+  sums.
 
-  They are four convolutions, and not one with four times the channels, because
-  the gradient of that one is slow on a CPU (docs/performance.md). Between
-  devices the gradients of the four kernels travel, 16/9 of the bytes.
+  There are four convolutions, and not one with four times the channels, because
+  the gradient of the latter is slow on a CPU (docs/performance.md). Devices
+  exchange the gradients of the four kernels, 16/9 of the bytes.
   """
 
   width: int
@@ -56,7 +57,7 @@ class UpsampledConv(nn.Module):
 
 
 def _conv(x, kernel, i, j):
-  """By windows of 2x2 that begin a pixel earlier where `i` or `j` is 0."""
+  """Convolve by 2x2 windows, a pixel earlier in an axis where i or j is 0."""
   return jax.lax.conv_general_dilated(
     x,
     kernel,

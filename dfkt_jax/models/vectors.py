@@ -1,13 +1,14 @@
-"""Small networks on vectors, such as the classifier is given."""
+"""Small networks on vectors, such as the features of a classifier."""
 
 from flax import linen as nn
 import jax
 
 
 class PrototypeGenerator(nn.Module):
-  """(f32[batch, latent], i32[batch] labels) -> f32[batch, width].
+  """A generator of features f32[batch, width] from noise and labels.
 
-  Noise times an embedding of the label, then two linear layers.
+  Noise is f32[batch, latent], labels are i32[batch]. Noise times an embedding
+  of the label passes through two linear layers.
   """
 
   classes: int
@@ -23,7 +24,7 @@ class PrototypeGenerator(nn.Module):
 
 
 class Projection(nn.Module):
-  """f32[..., features] -> f32[..., width], with one hidden layer."""
+  """A perceptron of one hidden layer, f32[..., features] to f32[..., width]."""
 
   width: int
 

@@ -1,6 +1,6 @@
-"""VGG with BatchNorm for 32 and 64 pixel images, one linear layer at the end.
+"""VGG with BatchNorm and one linear layer, for images of 32 and 64 pixels.
 
-Simonyan & Zisserman, ICLR 2015, in the form the data-free literature uses: five
+Simonyan & Zisserman, ICLR 2015, as used in the data-free literature: five
 blocks, max pooling after the first three (after the fourth too at 64 pixels),
 global average pooling at the end. Convolutions have a bias before BatchNorm.
 """
@@ -23,7 +23,10 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-  """f32[batch, 32 or 64, same, channels] -> f32[batch, classes]."""
+  """A module from square images to logits f32[batch, classes].
+
+  Images are f32[batch, side, side, channels] with sides of 32 or 64.
+  """
 
   classes: int
   depths: tuple[int, int, int, int, int]

@@ -1,9 +1,10 @@
-"""Vision transformers: ViT and DeiT, which are one architecture.
+"""Vision transformers: ViT and DeiT, which have the same architecture.
 
 Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; Touvron et al.,
 "Training data-efficient image transformers", ICML 2021 (without its
-distillation token). Pre-norm blocks, exact GELU, LayerNorm's epsilon 1e-6, a
-class token and learned positions. No BatchNorm: for methods that need none.
+distillation token). Blocks are pre-norm with exact GELU, LayerNorm's epsilon is
+1e-6, and there are a class token and learned positions. Without BatchNorm, it
+only suits methods that do not need it.
 
 Deviation: nothing is dropped in training, neither activations nor blocks.
 """
@@ -21,9 +22,10 @@ _init = nn.initializers.truncated_normal(0.02)
 
 
 class Tokens(nn.Module):
-  """[b, h, w, c] -> [b, 1 + patches, width]: the class token and the patches.
+  """The class token and the embedded patches of an image.
 
-  The positions are for the number of patches of the first call, `init`.
+  [b, h, w, c] -> [b, 1 + patches, width]. Positions have the number of patches
+  of the first call, `init`.
   """
 
   width: int
@@ -51,7 +53,7 @@ class Tokens(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention, then a perceptron of one hidden layer, each with a shortcut."""
+  """Attention and a perceptron of one hidden layer, each with a shortcut."""
 
   heads: int
   hidden: int
@@ -74,13 +76,13 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
-  Sides are multiples of `patch`. With `remat` every block's activations are
-  computed again in the backward pass.
+  Sides are multiples of `patch`. `remat` recomputes every block's activations
+  in the backward pass.
 
   Raises:
-    UsageError: the sides are no such multiples.
+    UsageError: a side is not a multiple of `patch`.
   """
 
   classes: int
@@ -105,13 +107,14 @@ class VisionTransformer(nn.Module):
     for index in range(self.depth):
       x = block(self.heads, 4 * self.width, self.dtype, name=f"block{index}")(x)
       feature(self, f"stage{index + 1}", x)
-    # LayerNorm knows no other token, so the others need none.
+    # Only the class token is used, and LayerNorm does not mix tokens.
     x = layer_norm("norm", self.dtype)(x[:, 0])
     return head(self, x, self.classes, name="linear", train=train)
 
 
 def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
-  # The fast variance is E[x^2] - E[x]^2, which loses digits.
+  """Return a LayerNorm of epsilon 1e-6."""
+  # The fast variance, E[x^2] - E[x]^2, loses digits.
   return nn.LayerNorm(
     epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
   )

@@ -1,8 +1,8 @@
 """Wide residual networks, WRN-depth-widen.
 
 Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016: pre-activation
-blocks; where a block changes the number of channels, its first BatchNorm and
-ReLU also feed the 1x1 shortcut.
+blocks. Where a block changes the number of channels, the output of its first
+BatchNorm and ReLU also enters the 1x1 shortcut.
 """
 
 from typing import Any
@@ -16,11 +16,13 @@ from dfkt_jax.models.layers import (
   conv,
   feature,
   head,
-  once,
+  materialize,
 )
 
 
 class PreActivationBlock(nn.Module):
+  """A residual block with BatchNorm and ReLU before each convolution."""
+
   width: int
   stride: int
   dtype: Any = jnp.float32
@@ -36,11 +38,11 @@ class PreActivationBlock(nn.Module):
     if x.shape[-1] != self.width:
       shortcut = make(1, self.stride, "shortcut_conv")(y)
     y = nn.relu(norm("bn2")(make(3, self.stride, "conv1")(y)))
-    return once(shortcut + make(3, 1, "conv2")(y))
+    return materialize(shortcut + make(3, 1, "conv2")(y))
 
 
 class WideResNet(nn.Module):
-  """f32[batch, height, width, channels] -> f32[batch, classes].
+  """A module from f32[batch, height, width, channels] to f32[batch, classes].
 
   `depth` is 6n + 4; stage i has n blocks of `16 * widen * 2**i` channels.
   """

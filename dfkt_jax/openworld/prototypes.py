@@ -1,15 +1,17 @@
-"""Prototypes of a teacher's features, and how images lie about them.
+"""Prototypes of a teacher's features, and the assignment of images to them.
 
-Features are compared by direction: u = f / |f|, the distance of two is 1 - cos.
+Features are compared by direction: u = f / |f|, and the distance between two
+directions is 1 - cos.
 """
 
 from typing import NamedTuple
 
+import chex
 import numpy as np
 
-from dfkt_jax.openworld.scoring import Scores
+from dfkt_jax.contracts import Scores
 
-# Images of a class that its prototypes are found from, at most.
+# The largest number of images of a class that its prototypes are found from.
 SAMPLE = 4096
 _CHUNK = 65_536
 
@@ -19,8 +21,8 @@ class Prototypes(NamedTuple):
   classes: np.ndarray  # i32[prototypes]
 
 
-class Placement(NamedTuple):
-  """Where each of n images lies."""
+class Assignment(NamedTuple):
+  """The nearest prototype of each of n images."""
 
   nearest: np.ndarray  # i32[n], a prototype of the image's predicted class
   distance: np.ndarray  # f32[n], to it
@@ -32,17 +34,18 @@ def find(
   per_class: int,
   among: np.ndarray | None = None,
 ) -> Prototypes:
-  """Prototypes of every predicted class, more for classes that spread wider.
+  """Find prototypes of every predicted class, more for a wider class.
 
-  Weighted k-means of the images' directions, weights their squared confidence:
-  what the teacher is sure of is closest to what it was trained on. A class gets
-  `per_class` prototypes times its mean distance from its own mean direction
-  over that of all classes, at least 1 and at most twice `per_class`.
+  They are the weighted k-means of the images' directions, with the squared
+  confidence as weight: images that the teacher is sure of are closest to its
+  training data. A class gets `per_class` prototypes times its mean distance
+  from its own mean direction over that of all classes, at least 1 and at most
+  twice `per_class`.
 
   Args:
-    among: i64[n], the images to look at (default: all).
+    among: i64[n], the images to use (default: all).
   """
-  # Heavy to import: only who clusters pays for it.
+  # Its import is slow, and only clustering needs it.
   from sklearn.cluster import KMeans
 
   among = np.arange(len(scores)) if among is None else among
@@ -54,8 +57,8 @@ def find(
       members = rng.choice(members, SAMPLE, replace=False)
     samples[label] = np.sort(members)
     u, weights = _weighted(scores, samples[label])
-    centre = _normalise(weights @ u)
-    spreads[label] = float((1.0 - u @ centre).mean())
+    center = _normalize(weights @ u)
+    spreads[label] = float((1.0 - u @ center).mean())
   mean_spread = max(float(np.mean(list(spreads.values()))), 1e-12)
   directions, classes = [], []
   for label, members in samples.items():
@@ -68,7 +71,7 @@ def find(
       random_state=int(rng.integers(2**31)),
     )
     means.fit(u, sample_weight=weights)
-    directions.append(_normalise(means.cluster_centers_))
+    directions.append(_normalize(means.cluster_centers_))
     classes += [label] * count
   return Prototypes(
     np.concatenate(directions).astype(np.float32),
@@ -76,21 +79,22 @@ def find(
   )
 
 
-def place(scores: Scores, prototypes: Prototypes) -> Placement:
-  """Every image of the pool, a piece of it in memory at a time."""
+def assign(scores: Scores, prototypes: Prototypes) -> Assignment:
+  """Assign every image of the pool, one chunk in memory at a time."""
+  chex.assert_equal_shape_prefix(list(prototypes), 1)
   nearest = np.empty(len(scores), np.int32)
   distance = np.empty(len(scores), np.float32)
   for start in range(0, len(scores), _CHUNK):
-    piece = slice(start, start + _CHUNK)
-    u = _directions(scores.features[piece])
-    decision = scores.decision[piece]
+    chunk = slice(start, start + _CHUNK)
+    u = _directions(scores.features[chunk])
+    decision = scores.decision[chunk]
     for label in np.unique(decision):
       rows = np.flatnonzero(decision == label)
       own = np.flatnonzero(prototypes.classes == label)
       cosine = u[rows] @ prototypes.directions[own].T
       nearest[start + rows] = own[cosine.argmax(1)]
       distance[start + rows] = 1.0 - cosine.max(1)
-  return Placement(nearest, distance)
+  return Assignment(nearest, distance)
 
 
 def _weighted(scores, members):
@@ -99,9 +103,9 @@ def _weighted(scores, members):
 
 
 def _directions(features):
-  return _normalise(np.asarray(features, np.float32))
+  return _normalize(np.asarray(features, np.float32))
 
 
-def _normalise(x):
+def _normalize(x):
   norms = np.linalg.norm(x, axis=-1, keepdims=True)
   return x / np.maximum(norms, 1e-12)

@@ -1,50 +1,27 @@
-"""Random selection and plain distillation: what every selection has to beat."""
+"""Random selection: the baseline for every other selection."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax
 import numpy as np
 
-from dfkt_jax.distillation.kd import KD, Info, State
-from dfkt_jax.network import Network
-from dfkt_jax.openworld.contract import Study
-from dfkt_jax.openworld.scoring import Scores
-from dfkt_jax.openworld.selection import Selection
-from dfkt_jax.synthesis.contract import unlabelled
+from dfkt_jax.contracts import Scores, Selection
+from dfkt_jax.distillation.kd import KD
+from dfkt_jax.distillation.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomSelection:
-  """Every image of the pool is as good as any other."""
+  """Chooses every image of the pool with the same probability."""
 
-  study: ClassVar[Study] = Study()
+  learner: ClassVar = KD(lr=0.1, weight_decay=5e-4, crop_padding=4, flip=True)
+  recipe: ClassVar[Recipe] = Recipe(
+    steps=80_000, batch_size=128, student_steps=5
+  )
 
   def select(
     self, rng: np.random.Generator, scores: Scores, count: int
   ) -> Selection:
+    """Select without replacement; the confidence is kept as the score."""
     index = rng.permutation(len(scores))[:count]
     return Selection(index, scores.confidence[index])
-
-  def init(
-    self,
-    key: jax.Array,
-    teacher: Network,
-    student: Network,
-    kd: KD,
-    summary: Any,
-  ) -> State:
-    return kd.init(student)
-
-  def step(
-    self,
-    key: jax.Array,
-    state: State,
-    images: jax.Array,
-    teacher: Network,
-    kd: KD,
-  ) -> tuple[State, Info]:
-    return kd.step(key, state, unlabelled(images), teacher)
-
-  def student(self, state: State) -> Network:
-    return state.student

@@ -1,19 +1,20 @@
-"""The gradient of a loss over a whole batch, a part of the batch at a time.
+"""The gradient of a loss over a whole batch, computed part by part.
 
-The BatchNorm term of DeepInversion is no mean over images: it compares the
-statistics of the whole batch, so gradients of parts do not add up to its own.
-It is, though, a function of means over images. Write H(x) for all that the loss
-looks at, each an average over images (moments of every BatchNorm's input, the
-cross-entropy, ...), and L = F(H). Of n parts x_i of equal size
+The BatchNorm term of DeepInversion is not a mean over images: it compares the
+statistics of the whole batch, so gradients of parts do not add up to its
+gradient. It is, however, a function of means over images. Write H(x) for all
+averages over images that the loss needs (moments of every BatchNorm's input,
+the cross-entropy, ...), and L = F(H). For n parts x_i of equal size
 
   H = 1/n sum_i h(x_i)                                        (first pass)
   dL/dx_i = 1/n <dF/dH (H), dh/dx (x_i)>                      (second pass)
 
 with h the same averages over one part. The second line holds because BatchNorm
-runs on its running statistics, so no image depends on another before H. The
-first pass needs no gradient and hence keeps no activations, the second one
-those of a part: memory is that of a part, and the price one more forward pass.
-The sum over images is that of the whole batch in another order, nothing else.
+uses its running statistics, so no image depends on another before H. The first
+pass needs no gradient and hence keeps no activations, and the second pass keeps
+those of one part. Memory is therefore that of a part, at the price of one more
+forward pass. The result differs from that of the whole batch only in the order
+of the sum over images.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dfkt_jax import loops, parallel
+from dfkt_jax.devices import loops
+from dfkt_jax.devices.sharding import shard
 
 PyTree = Any
 
@@ -34,15 +36,18 @@ def value_and_grad(
   labels: jax.Array,
   size: int,
 ) -> tuple[tuple[jax.Array, PyTree], jax.Array]:
-  """Value, whatever else, and gradient of `loss(averages(images, labels))`.
+  """Return `loss(averages(images, labels))` and its gradient by the images.
 
   Args:
-    loss: F; answers f32[] and whatever else.
-    averages: h; every leaf of its answer is a mean over the images given.
-    images: f32[batch, ...], which the gradient is for.
+    loss: F; returns f32[] and auxiliary values.
+    averages: h; every leaf of its result is a mean over its images.
+    images: f32[batch, ...].
     labels: i32[batch].
-    size: images of a part, over all devices, which divides the batch; 0 takes
-      the batch whole.
+    size: images of a part, over all devices; a divisor of the batch, or 0 for
+      the whole batch at once.
+
+  Returns:
+    The value with the auxiliary values, and the gradient, like `images`.
   """
   if not size or size == len(images):
     whole = lambda images: loss(averages(images, labels))
@@ -52,30 +57,32 @@ def value_and_grad(
   add = lambda one, other: jax.tree.map(jnp.add, one, other)
 
   def first_pass(total, part):
-    return add(total, averages(*parallel.split(part))), ()
+    return add(total, averages(*shard(part))), ()
 
   shapes = jax.eval_shape(averages, images[:size], labels[:size])
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  total, _ = loops.over(first_pass, zeros, parts)
+  total, _ = loops.scan(first_pass, zeros, parts)
   means = jax.tree.map(lambda leaf: leaf / count, total)
   value_and_aux, slope = jax.value_and_grad(loss, has_aux=True)(means)
 
   def second_pass(nothing, part):
-    images, labels = parallel.split(part)
+    images, labels = shard(part)
     _, pull_back = jax.vjp(lambda images: averages(images, labels), images)
     return nothing, pull_back(slope)[0] / count
 
-  _, gradient = loops.over(second_pass, (), parts)
-  return value_and_aux, parallel.split(_join(gradient))
+  _, gradient = loops.scan(second_pass, (), parts)
+  return value_and_aux, shard(_join(gradient))
 
 
 def _cut(x, count):
-  """[batch, ...] -> [count, batch / count, ...], every count-th a part.
+  """Reshape [batch, ...] to [count, batch / count, ...].
 
-  So that each device, which holds neighbours, has its share of every part.
+  A part takes every count-th example. A device holds neighboring examples, so
+  that each has its share of every part.
   """
   return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _join(x):
+  """Invert `_cut`."""
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

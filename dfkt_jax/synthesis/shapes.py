@@ -1,11 +1,11 @@
-"""Shaded shapes on black: an image prior that holds no image of any kind.
+"""Shaded shapes on black: an image prior drawn from noise, without any image.
 
-A shape is where smooth noise is high, with an edge of random sharpness; its
-shading is a sigmoid of other smooth noise. Objects lie in the middle and are
-often symmetric, so most outlines fall off towards the border and most shapes
-are mirrored. A statistical image model in the spirit of Baradad et al.,
-"Learning to See by Looking at Noise", NeurIPS 2021; its parts and numbers are
-ours, chosen on Fashion-MNIST.
+A shape is the region where smooth noise is high, with an edge of random
+sharpness; its shading is a sigmoid of other smooth noise. Objects lie in the
+center and are often symmetric, so most outlines fall off towards the border and
+most shapes are mirrored. It is a statistical image model in the spirit of
+Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021; its parts
+and numbers are ours, chosen on Fashion-MNIST.
 """
 
 import jax
@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from dfkt_jax.augment import smooth_noise
 
 MIRRORED = 0.7  # share of images
-CENTRED = 0.7  # share of images
-OUTLINE_CELLS = (2, 3, 4, 5, 7)  # of smooth noise, along an axis
+CENTERED = 0.7  # share of images
+OUTLINE_CELLS = (2, 3, 4, 5, 7)  # cells of smooth noise along an axis
 SHADING_CELLS = (2, 3, 4, 5, 7, 10, 14, 28)
 
 
 def shaded_shapes(
   key: jax.Array, count: int, shape: tuple[int, int, int]
 ) -> jax.Array:
-  """f32[count, height, width, channels] in [0, 1]."""
+  """Return f32[count, height, width, channels] images in [0, 1]."""
   *size, channels = shape
   keys = iter(jax.random.split(key, 12))
   normal = lambda: jax.random.normal(next(keys), (count, 1, 1, 1))
@@ -40,7 +40,7 @@ def shaded_shapes(
     uniform(1, 1, 1) * y[None, :, None, None]
     + uniform(1, 1, 1) * x[None, None, :, None]
   )
-  outline -= jnp.where(uniform(1, 1, 1) < CENTRED, fall, 0.0)
+  outline -= jnp.where(uniform(1, 1, 1) < CENTERED, fall, 0.0)
   sharpness = jnp.exp(1.5 + normal())
   level = 1.5 * jax.random.normal(next(keys), (count, 1, 1, channels))
   shading = (

@@ -51,27 +51,28 @@ def import_file(
   preset: str | InputSpec | None = None,
   entry: str | None = None,
 ) -> tuple[Network, Card]:
-  """The network in a PyTorch checkpoint file, and its card.
+  """Return the network in a PyTorch checkpoint file, and its card.
 
   Args:
     path: `.safetensors`, or a PyTorch file of either format.
     arch: one of `models.ARCHS`.
-    preset: one of `PRESETS`; None is the one named like `arch`. An InputSpec
-      serves files that no preset knows, with the naming that the architecture
-      is exported with.
-    entry: which state dict to take where the file holds several.
+    preset: one of `PRESETS`; None selects the one with the name of `arch`. Give
+      an InputSpec for a file that no preset covers; its tensors must then have
+      the architecture's default naming, in which it is exported.
+    entry: name of the state dict to read if the file holds several.
 
   Raises:
-    UsageError: the architecture is unknown, the preset does not serve it, the
+    UsageError: the architecture is unknown, the preset does not cover it, the
       file cannot be read, or does not hold the architecture.
   """
-  # A misspelt architecture has no preset either; its name is the better news.
+  # A misspelled architecture has no preset either, but the message should be
+  # about the architecture.
   build(arch, classes=1)
   if isinstance(preset, InputSpec):
-    target, known = preset, {}
+    target, origin = preset, {}
   else:
     target = presets.find(preset, arch)
-    known = {
+    origin = {
       "naming": target.naming,
       "preset": target.name,
       "licence": target.licence,
@@ -84,7 +85,7 @@ def import_file(
     source=Path(path).name,
     source_sha256=files.sha256(path),
     extras=extras_of(state_dict),
-    **known,
+    **origin,
   )
   return network, card
 
@@ -95,10 +96,13 @@ def export(
   form: Literal["safetensors", "pth"],
   naming: str | None = None,
 ) -> int:
-  """Writes a network directory as a PyTorch state dict; how many tensors.
+  """Write a network directory as a PyTorch state dict.
 
-  Tensors are named as in the file the network was imported from, or as
-  `naming` says.
+  Tensors are named as in the file that the network was imported from, or
+  according to `naming`.
+
+  Returns:
+    The number of tensors.
 
   Raises:
     UsageError: there is no network at `directory`, the naming does not fit its

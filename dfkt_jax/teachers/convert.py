@@ -1,7 +1,7 @@
 """State dict -> Network -> state dict, with every key and shape accounted for.
 
-Tensors of a float32 file come back bit for bit, under the same keys. The one
-thing that has no place in a Network, BatchNorm's `num_batches_tracked`, travels
+The tensors of a float32 file are exported bit for bit, under the same keys. A
+Network has no place for BatchNorm's `num_batches_tracked`, so it is kept apart,
 as `extras` (see `extras_of`).
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from dfkt_jax import network as net
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models import ARCHS, build
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.network import Classification, InputSpec, Network
 from dfkt_jax.teachers import keymap, layouts, presets
 from dfkt_jax.teachers.presets import Preset
 
@@ -26,11 +26,11 @@ COUNTERS = "num_batches_tracked"
 
 
 class Problems(NamedTuple):
-  """What keeps a state dict from being a network, one line a tensor."""
+  """Differences between a state dict and a network, one line per tensor."""
 
   missing: list[str]
   extra: list[str]
-  mis_shaped: list[str]
+  wrong_shape: list[str]
 
 
 def to_network(
@@ -39,46 +39,49 @@ def to_network(
   preset: Preset | InputSpec,
   source: str,
 ) -> Network:
-  """The network that a state dict holds.
+  """Return the network that a state dict holds.
 
-  Every tensor has to be there, nothing else may be, and all shapes have to be
-  those of the architecture.
+  The state dict must have every tensor of the architecture, in the right shape,
+  and no other tensor.
 
   Args:
     state_dict: PyTorch names to arrays in PyTorch layouts. Floating types other
       than float32 (16, bfloat16, 64) are converted to float32.
     arch: one of `models.ARCHS`.
-    preset: names the tensors and knows the input; the file's last layer tells
-      the number of classes. An InputSpec stands for itself and for the naming
-      that the architecture is exported with.
-    source: what messages call the state dict, say the file's path.
+    preset: has the naming of the tensors and the input of the network; the
+      number of classes is read from the file's last layer. With an InputSpec,
+      the naming is the architecture's default, in which it is exported.
+    source: name of the state dict in messages, such as the file's path.
 
   Raises:
-    UsageError: the tensors are not those of the architecture (the message lists
-      all that is missing, extra or mis-shaped, and names the architecture that
-      fits if there is one), or hold a value that is not finite.
+    UsageError: the tensors are not those of the architecture, or hold a value
+      that is not finite. The message lists every tensor that is missing, extra
+      or of the wrong shape, and names the architecture that fits if one does.
   """
-  module, spec, naming = _target(state_dict, arch, preset, source)
-  layers = keymap.layers(module, naming, spec)
+  module, spec, naming = _resolve(state_dict, arch, preset, source)
+  layers = keymap.list_layers(module, naming, spec)
   expected = _linen_shapes(module, spec)
-  problems = _problems(state_dict, layers, expected)
+  problems = _find_problems(state_dict, layers, expected)
   if any(problems):
-    raise UsageError(_refusal(problems, state_dict, arch, preset, spec, source))
+    raise UsageError(
+      _mismatch_message(problems, state_dict, arch, preset, spec, source)
+    )
   flat = {
     t.linen: jnp.asarray(
-      t.to_linen(_finite(state_dict[t.torch], t.torch, source))
+      t.to_linen(_to_finite_f32(state_dict[t.torch], t.torch, source))
     )
     for layer in layers
-    for t in layouts.tensors(layer)
+    for t in layouts.list_tensors(layer)
   }
   return Network(traverse_util.unflatten_dict(flat), module, spec)
 
 
 def extras_of(state_dict: StateDict) -> dict[str, Any]:
-  """What `to_network` leaves out, ready for JSON.
+  """Return the part of a state dict that `to_network` leaves out, for JSON.
 
-  {"num_batches_tracked": {key: number}} with the counters that the source has;
-  files of PyTorch before 0.4.1 have none, and are exported without.
+  It is {"num_batches_tracked": {key: number}} with the counters that the source
+  has. Files of PyTorch before 0.4.1 have no counters and are exported without
+  them.
   """
   return {
     COUNTERS: {
@@ -94,13 +97,13 @@ def to_state_dict(
   naming: str | None = None,
   extras: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-  """The exact inverse of `to_network`, in the order of PyTorch's own.
+  """Return the exact inverse of `to_network`, in PyTorch's order of tensors.
 
   Args:
     network: one of our architectures.
-    naming: of the tensors; None is the one of the architecture.
-    extras: what `extras_of` found in the source. A network that was trained
-      here has none: its BatchNorms then count 0 batches.
+    naming: naming of the tensors; None selects the architecture's default.
+    extras: result of `extras_of` for the source. A network that was trained
+      here has no extras; its BatchNorms count 0 batches.
 
   Returns:
     float32 arrays, and int64 scalars for `num_batches_tracked`.
@@ -112,44 +115,44 @@ def to_state_dict(
   counters = (extras or {}).get(COUNTERS)
   flat = traverse_util.flatten_dict(network.variables)
   result = {}
-  for layer in keymap.layers(network.module, naming, network.spec):
-    for tensor in layouts.tensors(layer):
+  for layer in keymap.list_layers(network.module, naming, network.spec):
+    for tensor in layouts.list_tensors(layer):
       array = tensor.to_torch(np.asarray(flat[tensor.linen]))
       result[tensor.torch] = np.ascontiguousarray(array)
-    key = layouts.counter(layer)
+    key = layouts.counter_key(layer)
     if layer.kind == "batch_norm" and (counters is None or key in counters):
       result[key] = np.asarray((counters or {}).get(key, 0), np.int64)
   return result
 
 
 def abstract_variables(module, spec: InputSpec) -> dict[str, Any]:
-  """The variables of a network as `jax.ShapeDtypeStruct`s."""
-  initial = lambda key: net.init(key, module, spec).variables
-  return jax.eval_shape(initial, jax.random.key(0))
+  """Return the variables of a network as `jax.ShapeDtypeStruct`s."""
+  init = lambda key: net.init(key, module, spec).variables
+  return jax.eval_shape(init, jax.random.key(0))
 
 
-def _target(state_dict, arch, preset, source):
-  """Module, InputSpec and naming that the state dict is held against."""
+def _resolve(state_dict, arch, preset, source):
+  """Return the module, InputSpec and naming expected of the state dict."""
   if isinstance(preset, InputSpec):
     module = build(arch, preset.classes)
     return module, preset, keymap.default_naming(module)
   first = preset.specs[0]
   module = build(arch, first.classes)
-  key, classes = _head(state_dict, module, preset.naming, first)
+  key, classes = _read_head(state_dict, module, preset.naming, first)
   spec = first if classes is None else preset.spec(classes)
   if spec is None:
     known = " or ".join(str(spec.classes) for spec in preset.specs)
     raise UsageError(
-      f"{source}: {key} has {classes} classes, preset {preset.name!r} is for"
-      f" {known}: use the preset that the file was made for, or"
+      f"{source}: {key} has {classes} classes, but preset {preset.name!r}"
+      f" expects {known}: use the preset that the file was made for, or call"
       " dfkt_jax.teachers.import_file with an InputSpec from Python."
     )
   return build(arch, spec.classes), spec, preset.naming
 
 
-def _head(state_dict, module, naming, spec):
-  """Key of the last layer's weight, and how many classes it tells apart."""
-  head = keymap.layers(module, naming, spec)[-1]
+def _read_head(state_dict, module, naming, spec):
+  """Return the key of the last layer's weight, and its number of classes."""
+  head = keymap.list_layers(module, naming, spec)[-1]
   key = f"{head.torch}.weight"
   weight = state_dict.get(key)
   return key, weight.shape[0] if np.ndim(weight) == 2 else None
@@ -161,15 +164,15 @@ def _linen_shapes(module, spec):
   return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _problems(state_dict, layers, linen_shapes) -> Problems:
+def _find_problems(state_dict, layers, linen_shapes) -> Problems:
   found = {k: _Shape.of(v) for k, v in state_dict.items()}
   expected = {}
-  for tensor in (t for layer in layers for t in layouts.tensors(layer)):
-    # Reading the layout function on a tensor without storage says its shape.
-    blank = np.broadcast_to(np.float32(0), linen_shapes[tensor.linen])
-    expected[tensor.torch] = _Shape("float", tensor.to_torch(blank).shape)
+  for tensor in (t for layer in layers for t in layouts.list_tensors(layer)):
+    # Converting a broadcast scalar finds PyTorch's shape without allocating it.
+    scalar = np.broadcast_to(np.float32(0), linen_shapes[tensor.linen])
+    expected[tensor.torch] = _Shape("float", tensor.to_torch(scalar).shape)
   counters = {
-    layouts.counter(layer): _Shape("int", ())
+    layouts.counter_key(layer): _Shape("int", ())
     for layer in layers
     if layer.kind == "batch_norm"
   }
@@ -177,7 +180,7 @@ def _problems(state_dict, layers, linen_shapes) -> Problems:
   return Problems(
     missing=[f"{k} {s}" for k, s in expected.items() if k not in found],
     extra=[f"{k} {s}" for k, s in found.items() if k not in known],
-    mis_shaped=[
+    wrong_shape=[
       f"{key}: found {found[key]}, expected {shape}"
       for key, shape in known.items()
       if key in found and found[key] != shape
@@ -191,7 +194,7 @@ class _Shape(NamedTuple):
 
   @classmethod
   def of(cls, array):
-    # numpy does not count bfloat16 among the floating types, jax does.
+    # bfloat16 is a floating type to jax but not to numpy.
     if jnp.issubdtype(array.dtype, jnp.floating):
       return cls("float", array.shape)
     if jnp.issubdtype(array.dtype, jnp.integer):
@@ -202,30 +205,32 @@ class _Shape(NamedTuple):
     return f"{self.kind}[{','.join(map(str, self.shape))}]"
 
 
-def _refusal(problems, state_dict, arch, preset, spec, source):
+def _mismatch_message(problems, state_dict, arch, preset, spec, source):
   counts = (
     f"{len(problems.missing)} tensors missing, {len(problems.extra)} extra,"
-    f" {len(problems.mis_shaped)} mis-shaped"
+    f" {len(problems.wrong_shape)} of the wrong shape"
   )
-  advice = _advice(_fitting(state_dict, spec), arch, preset)
+  advice = _advice(_find_arch(state_dict, spec), arch, preset)
   lines = [f"{source} is not a {arch} ({counts}): {advice}."]
-  for title, tensors in zip(("missing", "extra", "mis-shaped"), problems):
+  titles = ("missing", "extra", "of the wrong shape")
+  for title, tensors in zip(titles, problems):
     if tensors:
       lines += [f"{title}:", *(f"  {tensor}" for tensor in tensors)]
   return "\n".join(lines)
 
 
-def _advice(fitting, arch, preset):
-  if fitting is None:
-    return "it fits no architecture that dfkt knows; check the file and --arch"
-  found, namings = fitting
+def _advice(match, arch, preset):
+  """Return the advice of a message; `match` is the result of `_find_arch`."""
+  if match is None:
+    return "it fits no architecture of dfkt; check the file and --arch"
+  found, namings = match
   if isinstance(preset, InputSpec):
     used, name = keymap.default_naming(build(arch, preset.classes)), None
   else:
     used, name = preset.naming, preset.name
   usable = [
     other
-    for other in presets.serving(found)
+    for other in presets.names_for(found)
     if presets.PRESETS[other].naming in namings
   ]
   if found != arch:
@@ -233,77 +238,87 @@ def _advice(fitting, arch, preset):
       return f"it fits --arch {found}"
     return f"it fits --arch {found} --preset {usable[0]}"
   if used in namings:
-    return f"it is a {arch} of other images or classes; use another preset"
+    return f"it is a {arch} for other images or classes; use another preset"
   if not usable:
-    return f"it is a {arch} in the names of {namings[0]}"
+    return f"it is a {arch} with the tensor names of {namings[0]}"
   return (
-    f"it is a {arch} in the names of {namings[0]}; use --preset"
+    f"it is a {arch} with the tensor names of {namings[0]}; use --preset"
     f" {' or '.join(usable)}"
   )
 
 
-def _fitting(state_dict, spec) -> tuple[str, list[str]] | None:
-  """The architecture, if any, whose names and shapes are the state dict's.
+def _find_arch(state_dict, spec) -> tuple[str, list[str]] | None:
+  """Find the architecture with the names and shapes of a state dict.
 
-  And the namings in which they are.
+  Returns:
+    The architecture and the namings in which it has these names; None if no
+    architecture fits.
   """
   for arch in ARCHS:
-    namings = _named(state_dict, arch, spec)
-    if namings and _shaped(state_dict, arch, namings[0], spec):
+    namings = _matching_namings(state_dict, arch, spec)
+    if namings and _shapes_match(state_dict, arch, namings[0], spec):
       return arch, namings
   return None
 
 
-def _named(state_dict, arch, spec) -> list[str]:
-  """The namings in which the architecture has the state dict's keys."""
+def _matching_namings(state_dict, arch, spec) -> list[str]:
+  """Return the namings in which the architecture has the state dict's keys."""
   module = build(arch, spec.classes)
   found = {key for key in state_dict if not key.endswith(f".{COUNTERS}")}
   return [
     naming
-    for naming in keymap.namings(module)
+    for naming in keymap.list_namings(module)
     if found
     == {
       tensor.torch
-      for layer in keymap.layers(module, naming, spec)
-      for tensor in layouts.tensors(layer)
+      for layer in keymap.list_layers(module, naming, spec)
+      for tensor in layouts.list_tensors(layer)
     }
   ]
 
 
-def _shaped(state_dict, arch, naming, spec) -> bool:
-  """Whether the architecture has the state dict's shapes for some input."""
-  layers = keymap.layers(build(arch, spec.classes), naming, spec)
+def _shapes_match(state_dict, arch, naming, spec) -> bool:
+  """Return whether the state dict's shapes are the architecture's.
+
+  Image sizes of the architecture's presets and of `spec` are tried.
+  """
+  layers = keymap.list_layers(build(arch, spec.classes), naming, spec)
   first = next(layer for layer in layers if layer.kind == "conv")
   stem = state_dict[f"{first.torch}.weight"].shape
   head = state_dict[f"{layers[-1].torch}.weight"].shape
   if len(stem) != 4 or len(head) != 2:
     return False
-  known = [presets.PRESETS[name].specs[0] for name in presets.serving(arch)]
+  known = [presets.PRESETS[name].specs[0] for name in presets.names_for(arch)]
   sizes = {(s.height, s.width) for s in (*known, spec)}
   return any(
-    _fits(state_dict, arch, naming, _bare_spec(size, stem[1], head[0]))
+    _fits(state_dict, arch, naming, _unnormalized(size, stem[1], head[0]))
     for size in sizes
   )
 
 
 def _fits(state_dict, arch, naming, spec) -> bool:
   module = build(arch, spec.classes)
-  layers = keymap.layers(module, naming, spec)
-  return not any(_problems(state_dict, layers, _linen_shapes(module, spec)))
+  layers = keymap.list_layers(module, naming, spec)
+  shapes = _linen_shapes(module, spec)
+  return not any(_find_problems(state_dict, layers, shapes))
 
 
-def _bare_spec(size, channels, classes):
+def _unnormalized(size, channels, classes):
+  """Return an InputSpec of mean 0 and standard deviation 1."""
   mean, std = (0.0,) * channels, (1.0,) * channels
-  return InputSpec(size[0], size[1], channels, mean, std, classes)
+  return InputSpec(
+    size[0], size[1], channels, mean, std, Classification(classes)
+  )
 
 
-def _finite(array, key, source) -> np.ndarray:
+def _to_finite_f32(array, key, source) -> np.ndarray:
   with np.errstate(over="ignore"):
     result = array.astype(np.float32)
   bad = int(np.size(result) - np.isfinite(result).sum())
   if bad:
     raise UsageError(
       f"{source}: {key} has {bad} values that are not finite float32 numbers:"
-      " expected weights of a network that works; get the file again."
+      " expected the weights of a working network; download or copy the file"
+      " again."
     )
   return result

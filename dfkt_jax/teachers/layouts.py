@@ -1,4 +1,4 @@
-"""What a layer holds in PyTorch and what it holds here, and the layouts."""
+"""Tensors of each kind of layer, with their layouts in PyTorch and in linen."""
 
 from collections.abc import Callable
 import dataclasses
@@ -22,18 +22,19 @@ Kind = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One layer under both names.
+  """One layer with its names in PyTorch and in linen.
 
   Attributes:
-    kind: decides tensors and layouts; "flatten_linear" is a linear layer fed by
-      a flattened map, which PyTorch flattens in the order channel, row, column
-      and we as row, column, channel; "packed_linear" is the one in front of
-      PyTorch's attention, whose names have no dot; "array" is a parameter by
-      itself, of one layout.
+    kind: determines tensors and layouts. "flatten_linear" is a linear layer on
+      a flattened map: PyTorch flattens in the order channel, row, column, we in
+      the order row, column, channel. "packed_linear" is the linear layer before
+      PyTorch's attention, whose parameter names have no dot. "array" is a
+      single parameter with the same layout in both.
     torch: prefix in the state dict, without the last dot.
     linen: path of the layer in "params" and "batch_stats".
-    bias: whether a convolution has one.
-    map_shape: (channels, height, width) of what a "flatten_linear" flattens.
+    bias: whether a convolution has a bias.
+    map_shape: (channels, height, width) of the map that is flattened before a
+      "flatten_linear".
   """
 
   kind: Kind
@@ -44,7 +45,7 @@ class Layer:
 
 
 class Tensor(NamedTuple):
-  """One tensor under both names, and the way there and back."""
+  """One tensor with both names and the conversions between both layouts."""
 
   torch: str
   linen: Path
@@ -93,26 +94,30 @@ def flatten_linear_to_torch(
   return kernel.transpose(3, 2, 0, 1).reshape(out, -1)
 
 
-def _same(array):
+def _identity(array):
   return array
 
 
-def tensors(layer: Layer) -> list[Tensor]:
-  """What a layer holds, in the order of a PyTorch state dict.
+def list_tensors(layer: Layer) -> list[Tensor]:
+  """Return the tensors of a layer in the order of a PyTorch state dict.
 
-  `num_batches_tracked`, which has no place in our variables, is not listed.
+  `num_batches_tracked` is not listed, since our variables do not have it.
   """
-  entry = lambda torch, collection, linen, there=_same, back=_same: Tensor(
-    f"{layer.torch}.{torch}", (collection, *layer.linen, linen), there, back
-  )
+
+  def entry(
+    torch, collection, linen, to_linen=_identity, to_torch=_identity
+  ) -> Tensor:
+    path = (collection, *layer.linen, linen)
+    return Tensor(f"{layer.torch}.{torch}", path, to_linen, to_torch)
+
+  kernel = partial(entry, "weight", "params", "kernel")
   bias = entry("bias", "params", "bias")
   match layer.kind:
     case "conv":
-      weight = entry("weight", "params", "kernel", conv_to_linen, conv_to_torch)
+      weight = kernel(conv_to_linen, conv_to_torch)
       return [weight, bias] if layer.bias else [weight]
     case "linear":
-      there, back = linear_to_linen, linear_to_torch
-      return [entry("weight", "params", "kernel", there, back), bias]
+      return [kernel(linear_to_linen, linear_to_torch), bias]
     case "packed_linear":
       path = ("params", *layer.linen)
       return [
@@ -122,18 +127,18 @@ def tensors(layer: Layer) -> list[Tensor]:
           linear_to_linen,
           linear_to_torch,
         ),
-        Tensor(f"{layer.torch}_bias", (*path, "bias"), _same, _same),
+        Tensor(f"{layer.torch}_bias", (*path, "bias"), _identity, _identity),
       ]
     case "flatten_linear":
-      there = partial(flatten_linear_to_linen, map_shape=layer.map_shape)
-      back = partial(flatten_linear_to_torch, map_shape=layer.map_shape)
-      return [entry("weight", "params", "kernel", there, back), bias]
+      to_linen = partial(flatten_linear_to_linen, map_shape=layer.map_shape)
+      to_torch = partial(flatten_linear_to_torch, map_shape=layer.map_shape)
+      return [kernel(to_linen, to_torch), bias]
     case "weight_norm_linear":
-      there, back = linear_to_linen, linear_to_torch
       column = lambda scale: scale[:, None]
+      matrix = linear_to_linen, linear_to_torch
       return [
         entry("weight_g", "params", "scale", np.ravel, column),
-        entry("weight_v", "params", "kernel", there, back),
+        entry("weight_v", "params", "kernel", *matrix),
         bias,
       ]
     case "batch_norm":
@@ -146,9 +151,10 @@ def tensors(layer: Layer) -> list[Tensor]:
     case "layer_norm":
       return [entry("weight", "params", "scale"), bias]
     case "array":
-      return [Tensor(layer.torch, ("params", *layer.linen), _same, _same)]
+      path = ("params", *layer.linen)
+      return [Tensor(layer.torch, path, _identity, _identity)]
 
 
-def counter(layer: Layer) -> str:
-  """The key of a BatchNorm's `num_batches_tracked`."""
+def counter_key(layer: Layer) -> str:
+  """Return the key of a BatchNorm's `num_batches_tracked`."""
   return f"{layer.torch}.num_batches_tracked"

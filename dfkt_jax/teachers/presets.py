@@ -1,4 +1,4 @@
-"""What a teacher file does not say of itself: its input and its classes."""
+"""Presets: the input and the classes of files that do not record them."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -6,20 +6,20 @@ import difflib
 from fnmatch import fnmatchcase
 
 from dfkt_jax.errors import UsageError
-from dfkt_jax.network import InputSpec
+from dfkt_jax.network import Classification, InputSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """Where a family of teacher files comes from and what it takes.
+  """The origin and the input of a family of teacher files.
 
   Attributes:
-    name: what `--preset` is given.
-    archs: architectures it serves; "wrn-*" stands for every wrn.
-    naming: how the files name their tensors, see `keymap`.
-    specs: one a number of classes; the file's last layer tells which.
-    source: who published the files.
-    licence: of the files, as published.
+    name: value of `--preset`.
+    archs: architectures of the files; "wrn-*" stands for every wrn.
+    naming: naming of the files' tensors, see `keymap`.
+    specs: one per number of classes; the file's last layer selects one.
+    source: publisher of the files.
+    licence: licence of the files, as published.
   """
 
   name: str
@@ -29,11 +29,12 @@ class Preset:
   source: str
   licence: str
 
-  def serves(self, arch: str) -> bool:
+  def covers(self, arch: str) -> bool:
+    """Return whether the family has files of an architecture."""
     return any(fnmatchcase(arch, pattern) for pattern in self.archs)
 
   def spec(self, classes: int) -> InputSpec | None:
-    """The input of the network with so many classes, None if there is none."""
+    """Return the input of the networks with this number of classes, or None."""
     return next((s for s in self.specs if s.classes == classes), None)
 
 
@@ -60,13 +61,13 @@ _CCEXAM = "PyPI ccexam 1.0.0"
 
 
 def _imagenet(mean, std, size=224, crop=224 / 256) -> tuple[InputSpec, ...]:
-  return (InputSpec(size, size, 3, mean, std, 1000, crop=crop),)
+  return (InputSpec(size, size, 3, mean, std, Classification(1000), crop),)
 
 
 _MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _IMAGENET = _imagenet(*_MOMENTS)
 _HALF = ((0.5,) * 3, (0.5,) * 3)
-# Of the files' authors; timm evaluates Lite3 at 300 pixels and Lite4 at 380.
+# The authors' sizes; timm evaluates Lite3 at 300 pixels and Lite4 at 380.
 _LITE_SIZES = (224, 240, 260, 280, 300)
 
 _ALL = (
@@ -79,11 +80,10 @@ _ALL = (
         height=32,
         width=32,
         channels=3,
-        # ImageNet's statistics; this is what these files were trained with.
+        # ImageNet's statistics: these files were trained with them.
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        classes=10,
-        class_names=CIFAR10,
+        task=Classification(10, CIFAR10),
       ),
     ),
     source="github.com/akamaster/pytorch_resnet_cifar10",
@@ -100,8 +100,7 @@ _ALL = (
         channels=3,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
-        classes=10,
-        class_names=CIFAR10,
+        task=Classification(10, CIFAR10),
       ),
       InputSpec(
         height=32,
@@ -109,8 +108,7 @@ _ALL = (
         channels=3,
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
-        classes=100,
-        class_names=CIFAR100,
+        task=Classification(100, CIFAR100),
       ),
     ),
     source="github.com/zju-vipa/DataFree",
@@ -120,7 +118,9 @@ _ALL = (
     "ccexam-mnist",
     archs=("ccexam-mnist",),
     naming="ccexam",
-    specs=(InputSpec(28, 28, 1, (0.1307,), (0.3081,), 10, DIGITS),),
+    specs=(
+      InputSpec(28, 28, 1, (0.1307,), (0.3081,), Classification(10, DIGITS)),
+    ),
     source=_CCEXAM,
     licence="MIT",
   ),
@@ -128,7 +128,9 @@ _ALL = (
     "ccexam-usps",
     archs=("ccexam-usps",),
     naming="ccexam",
-    specs=(InputSpec(16, 16, 1, (0.2471,), (0.2994,), 10, DIGITS),),
+    specs=(
+      InputSpec(16, 16, 1, (0.2471,), (0.2994,), Classification(10, DIGITS)),
+    ),
     source=_CCEXAM,
     licence="MIT",
   ),
@@ -143,8 +145,7 @@ _ALL = (
         channels=3,
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
-        classes=10,
-        class_names=DIGITS,
+        task=Classification(10, DIGITS),
       ),
     ),
     source=_CCEXAM,
@@ -195,7 +196,7 @@ _ALL = (
       f"efficientnet-lite{number}",
       archs=(f"efficientnet-lite{number}",),
       naming="efficientnet-pytorch",
-      # (x - 127) / 128 of bytes.
+      # (x - 127) / 128 for bytes x.
       specs=_imagenet(
         (127 / 255,) * 3, (128 / 255,) * 3, size, size / (size + 32)
       ),
@@ -220,26 +221,26 @@ _ALL = (
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _ALL}
 
 
-def serving(arch: str) -> list[str]:
-  """Names of the presets that serve an architecture."""
-  return [preset.name for preset in _ALL if preset.serves(arch)]
+def names_for(arch: str) -> list[str]:
+  """Return the names of the presets that cover an architecture."""
+  return [preset.name for preset in _ALL if preset.covers(arch)]
 
 
 def find(name: str | None, arch: str) -> Preset:
-  """The preset of that name; without a name, the one named like `arch`.
+  """Return the preset of a name; without a name, the one named like `arch`.
 
   Raises:
-    UsageError: there is no such preset, it does not serve `arch`, or it was
-      left out where it has to be given.
+    UsageError: the preset is unknown or does not cover `arch`, or there is no
+      name although no preset is named like `arch`.
   """
   if name is None and arch in PRESETS:
     return PRESETS[arch]
-  names = serving(arch)
-  known = f"expected {' or '.join(names)}" if names else _NONE_SERVES
+  names = names_for(arch)
+  known = f"expected {' or '.join(names)}" if names else _NO_PRESET
   if name is None:
     raise UsageError(
-      f"--preset is missing: the file does not say what {arch!r} takes as"
-      f" input; {known}."
+      f"--preset is missing: the file does not record the input of {arch!r};"
+      f" {known}."
     )
   if name not in PRESETS:
     close = difflib.get_close_matches(name, PRESETS, n=1)
@@ -255,7 +256,7 @@ def find(name: str | None, arch: str) -> Preset:
   return PRESETS[name]
 
 
-_NONE_SERVES = (
-  "no preset serves it, so give dfkt_jax.teachers.import_file an InputSpec from"
-  " Python"
+_NO_PRESET = (
+  "no preset covers it, so call dfkt_jax.teachers.import_file with an InputSpec"
+  " from Python"
 )

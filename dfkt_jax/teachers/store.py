@@ -1,8 +1,8 @@
-"""A network on disk: a directory with `card.json` and `weights.safetensors`.
+"""Networks on disk: directories with `card.json` and `weights.safetensors`.
 
-The card says what the weights are and where they came from; it holds their
-SHA-256, so the two cannot drift apart. The weights are the flattened variables,
-named as in "params/conv1/kernel" and "batch_stats/bn1/mean", all float32.
+The card describes the weights and their origin. It holds their SHA-256, so that
+a mismatch of the two files is found. The weights are the flattened variables in
+float32, with names such as "params/conv1/kernel" and "batch_stats/bn1/mean".
 """
 
 from collections.abc import Mapping
@@ -25,34 +25,36 @@ from dfkt_jax import network as net
 from dfkt_jax.errors import UsageError
 from dfkt_jax.files import FilePath
 from dfkt_jax.models import build
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.network import InputSpec, Network, Regression, Task
+from dfkt_jax.network.task import TASKS
 from dfkt_jax.teachers import keymap
 from dfkt_jax.teachers.convert import abstract_variables
 
 FORMAT = 1
 CARD = "card.json"
 WEIGHTS = "weights.safetensors"
-# Where the workdir of a run keeps the network it made.
+# Folders of a run's workdir that may hold its network.
 IN_WORKDIR = ("network", "student")
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """What `card.json` records.
+  """The contents of `card.json`.
 
   Attributes:
     arch: one of `models.ARCHS`.
-    naming: of the tensors in PyTorch, see `keymap`; `dfkt export` uses it.
-    preset: that the file was imported with, None for a network trained here.
-    input: what the network takes and its classes.
+    naming: naming of the tensors in PyTorch, see `keymap`; used by
+      `dfkt export`.
+    preset: preset of the import, None for a network trained here.
+    input: the network's input and task.
     source: name of the imported file, or a line on how it was trained.
-    source_sha256: of the imported file.
-    licence: of the imported file, as published.
-    parameters: trainable scalars.
-    weights_sha256: of `weights.safetensors`; with `arch` and `input` it says
-      what the network answers.
+    source_sha256: SHA-256 of the imported file.
+    licence: licence of the imported file, as published.
+    parameters: number of trainable scalars.
+    weights_sha256: SHA-256 of `weights.safetensors`; with `arch` and `input` it
+      determines the network's predictions.
     created_by: this library and its version.
-    extras: what PyTorch's file holds and a Network does not, see `convert`.
+    extras: entries of PyTorch's file that a Network lacks, see `convert`.
   """
 
   arch: str
@@ -79,7 +81,7 @@ def describe(
   licence: str | None = None,
   extras: Mapping[str, Any] | None = None,
 ) -> Card:
-  """The card of a network; what is left out is not known.
+  """Return the card of a network; arguments that are left out are unknown.
 
   Raises:
     UsageError: `naming` is None and the architecture has no PyTorch names.
@@ -102,50 +104,49 @@ def describe(
 def save(
   directory: FilePath, network: Network, card: Card, *, replace: bool = False
 ) -> None:
-  """Writes a network beside `directory` and renames: all of it or nothing.
+  """Write a network atomically: to a temporary directory, which is renamed.
 
-  What is there already is replaced if it is the same network, or any network
-  with `replace`; nothing else is ever removed.
+  An existing directory is replaced if it holds the same network, or, with
+  `replace`, if it holds any network. Nothing else is ever removed.
 
   Raises:
-    UsageError: there is something else at `directory`, or it cannot be written.
+    UsageError: `directory` holds something else, or cannot be written.
     ValueError: the card describes other weights or another input.
   """
   target = Path(os.path.realpath(directory))
   weights = _weights(network)
   if (card.weights_sha256, card.input) != (_sha256(weights), network.spec):
     raise ValueError(f"the card of {card.arch} does not describe this network")
-  beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+  temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
   try:
     _check_replaceable(directory, card, replace)
-    files.write_atomic(beside / WEIGHTS, weights)
-    files.write_json(
-      beside / CARD, {"format": FORMAT, **dataclasses.asdict(card)}
-    )
-    _swap(beside, target)
+    files.write_atomic(temporary / WEIGHTS, weights)
+    record = {**dataclasses.asdict(card), "input": _spec_record(card.input)}
+    files.write_json(temporary / CARD, {"format": FORMAT, **record})
+    _swap(temporary, target)
   except OSError as error:
     raise files.unwritable(directory, error) from error
   finally:
-    shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(directory: FilePath) -> tuple[Network, Card]:
-  """The network and its card, everything checked.
+  """Return the network and its card, after checking all files.
 
-  The workdir of a finished run stands for the network in it.
+  `directory` may be the workdir of a finished run.
 
   Raises:
     UsageError: there is no network at `directory`, or its card or its weights
-      are not what `save` wrote.
+      differ from those that `save` wrote.
   """
-  directory = _network_of(directory)
+  directory = _find_network(directory)
   card = read_card(directory)
   path = directory / WEIGHTS
   found = files.sha256(path)
   if found != card.weights_sha256:
     raise UsageError(
-      f"{path} was changed or cut short (SHA-256 {found[:16]}..., the card says"
-      f" {card.weights_sha256[:16]}...): write the network again."
+      f"{path} was changed or cut short (SHA-256 {found[:16]}...): expected"
+      f" {card.weights_sha256[:16]}... as in the card; write the network again."
     )
   try:
     module = build(card.arch, card.input.classes)
@@ -160,12 +161,12 @@ def load(directory: FilePath) -> tuple[Network, Card]:
 
 
 def read_card(directory: FilePath) -> Card:
-  """The card alone; the weights are not looked at.
+  """Return the card without reading the weights.
 
   Raises:
     UsageError: there is no network at `directory`, or its card is corrupted.
   """
-  path = _network_of(directory) / CARD
+  path = _find_network(directory) / CARD
   try:
     exists, is_network = Path(directory).exists(), path.is_file()
   except OSError as error:
@@ -183,8 +184,8 @@ def read_card(directory: FilePath) -> Card:
   return _parse_card(files.read_json(path), path)
 
 
-def _network_of(directory: FilePath) -> Path:
-  """The directory itself, or where a workdir keeps the network it made."""
+def _find_network(directory: FilePath) -> Path:
+  """Return the directory itself, or the folder of a workdir's network."""
   path = Path(directory)
   if path.is_dir() and not (path / CARD).exists():
     for name in IN_WORKDIR:
@@ -194,7 +195,7 @@ def _network_of(directory: FilePath) -> Path:
 
 
 def digest(directory: FilePath) -> str:
-  """SHA-256 of the weights, which identifies a teacher in `result.json`.
+  """Return the SHA-256 of the weights, a teacher's name in `result.json`.
 
   Raises:
     UsageError: there is no network at `directory`, or its card is corrupted.
@@ -213,37 +214,38 @@ def _check_replaceable(directory, card, replace):
   if not path.exists() or (path.is_dir() and not any(path.iterdir())):
     return
   try:
-    there = read_card(path)
+    existing = read_card(path)
   except UsageError as error:
     raise UsageError(
-      f"{os.fspath(directory)} exists and is not a network directory: choose"
-      " another place, nothing there was changed."
+      f"{os.fspath(directory)} exists and is not a network directory: expected"
+      " a new or empty directory; choose another place (nothing was changed)."
     ) from error
-  if not replace and there.weights_sha256 != card.weights_sha256:
+  if not replace and existing.weights_sha256 != card.weights_sha256:
     raise UsageError(
-      f"{os.fspath(directory)} holds another network ({there.arch} from"
-      f" {there.source or 'an unknown source'}): choose another place or remove"
-      " it."
+      f"{os.fspath(directory)} holds another network ({existing.arch} from"
+      f" {existing.source or 'an unknown source'}): expected a new or empty"
+      " directory; choose another place or remove it."
     )
 
 
-def _swap(beside, target):
+def _swap(temporary, target):
+  """Rename `temporary` to `target` and remove a directory that was there."""
   # A directory cannot be renamed over one that holds files. Between the two
-  # renames there is no network at `target`, which is not half of one.
+  # renames `target` does not exist; it never holds half a network.
   if not target.exists():
-    os.rename(beside, target)
+    os.rename(temporary, target)
     return
-  old = beside.with_suffix(".old")
+  old = temporary.with_suffix(".old")
   os.rename(target, old)
   try:
-    os.rename(beside, target)
+    os.rename(temporary, target)
   except OSError:
     os.rename(old, target)
     raise
   shutil.rmtree(old, ignore_errors=True)
 
 
-# The types that JSON gives the fields of a card, apart from "input".
+# The JSON types of the card's fields, apart from "input".
 _TYPES: Mapping[str, tuple[type, ...]] = {
   "arch": (str,),
   "naming": (str,),
@@ -266,8 +268,8 @@ def _parse_card(record, path) -> Card:
     )
   if record["format"] != FORMAT:
     raise UsageError(
-      f"{path} has format {record['format']!r}, expected {FORMAT}: it was"
-      " written by another version of dfkt_jax; use that one."
+      f"{path} has format {record['format']!r}, expected {FORMAT}: another"
+      " version of dfkt_jax wrote it; use that version."
     )
   try:
     fields = {name: record[name] for name in _TYPES}
@@ -282,18 +284,56 @@ def _parse_card(record, path) -> Card:
     ) from error
 
 
+def _spec_record(spec: InputSpec) -> dict[str, Any]:
+  """Return the JSON form of a spec.
+
+  Except for the keys of the task, the keys are those of version 0.1, which
+  reads no others and treats every network as a classifier.
+  """
+  record = {
+    "height": spec.height,
+    "width": spec.width,
+    "channels": spec.channels,
+    "mean": spec.mean,
+    "std": spec.std,
+    "classes": spec.classes,
+    "class_names": spec.class_names,
+    "crop": spec.crop,
+    "task": spec.task.kind,
+  }
+  if isinstance(spec.task, Regression):
+    record |= {"output_mean": spec.task.mean, "output_std": spec.task.std}
+  return record
+
+
 def _parse_spec(record) -> InputSpec:
-  sizes = ("height", "width", "channels", "classes")
-  for name in sizes:
+  for name in ("height", "width", "channels", "classes"):
     if type(record[name]) is not int or record[name] < 1:
       raise ValueError(f"{name} is {record[name]!r}")
   return InputSpec(
-    **{name: record[name] for name in sizes},
-    mean=tuple(float(value) for value in record["mean"]),
-    std=tuple(float(value) for value in record["std"]),
-    class_names=tuple(str(name) for name in record["class_names"]),
-    crop=float(record.get("crop", 1.0)),  # cards of before have none
+    **{name: record[name] for name in ("height", "width", "channels")},
+    mean=_numbers(record["mean"]),
+    std=_numbers(record["std"]),
+    task=_parse_task(record),
+    crop=float(record.get("crop", 1.0)),  # the first cards do not have it
   )
+
+
+def _parse_task(record) -> Task:
+  # Cards of version 0.1 do not have a task: all describe classifiers.
+  kind = record.get("task", "classification")
+  if kind not in TASKS:
+    raise ValueError(f"task is {kind!r}")
+  outputs = record["classes"]
+  names = tuple(str(name) for name in record["class_names"])
+  if TASKS[kind] is Regression:
+    moments = (_numbers(record[f"output_{name}"]) for name in ("mean", "std"))
+    return Regression(outputs, names, *moments)
+  return TASKS[kind](outputs, names)
+
+
+def _numbers(values) -> tuple[float, ...]:
+  return tuple(float(value) for value in values)
 
 
 def _read_weights(path) -> dict[str, np.ndarray]:
@@ -301,9 +341,10 @@ def _read_weights(path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load(path.read_bytes())
   except OSError as error:
     raise files.unreadable(path, error) from error
-  except Exception as error:  # safetensors raises its own and numpy's
+  except Exception as error:  # errors of safetensors and of numpy
     raise UsageError(
-      f"{path} is not a safetensors file ({error}): write the network again."
+      f"{path} is not a safetensors file ({error}): expected the weights that"
+      " dfkt wrote; write the network again."
     ) from error
 
 
@@ -323,7 +364,8 @@ def _check_shapes(flat, module, card, path):
       f"{path} does not hold a {card.arch} for"
       f" {'x'.join(map(str, card.input.shape))} images and"
       f" {card.input.classes} classes ({len(wrong)} tensors differ, the first"
-      f" is {wrong[0]}): write the network again."
+      f" is {wrong[0]}): expected the weights that dfkt wrote; write the"
+      " network again."
     )
 
 

@@ -1,9 +1,9 @@
-"""The pickles inside PyTorch's files, read without running anything.
+"""A reader of the pickles inside PyTorch's files that runs nothing.
 
 `pickletools` splits a pickle into its opcodes; the few that PyTorch writes are
-followed here. A global is only ever a name on the stack, looked up in the
-tables below when the pickle calls it, so there is no object a file could reach
-for. Storages and tensors stay descriptions until their bytes are at hand.
+executed here. A global is only ever a name on the stack, looked up in the
+tables below when the pickle calls it, so a file cannot reach any object.
+Storages and tensors are descriptions without bytes.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class BadFile(Exception):
-  """One sentence without its subject: the file is not what was expected."""
+  """A file that cannot be read; the message is a sentence without subject."""
 
   def __init__(
     self,
@@ -29,7 +29,7 @@ class BadFile(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class ElementType:
-  """One element type under its four names."""
+  """One element type with its four names."""
 
   storage: str
   torch: str
@@ -55,7 +55,7 @@ ELEMENT_TYPES = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Storage:
-  """Elements [start, start + size) of the bytes that the file calls `key`."""
+  """Elements [start, start + size) of the bytes with the name `key`."""
 
   key: str
   dtype: np.dtype
@@ -65,7 +65,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-  """A strided window of a storage, known to lie inside it; in elements."""
+  """A strided view of a storage, checked to lie inside it; in elements."""
 
   storage: Storage
   offset: int
@@ -79,45 +79,53 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Name:
-  """A global that the pickle named, or an object made by one we do not need."""
+  """A global in the pickle, or the unused result of calling one."""
 
   path: str
 
 
 def load(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-  """The object of one pickle; `file` is left behind its last byte.
+  """Load one pickle and leave `file` after its last byte.
 
-  Tensors are `Tensor`, every mapping is a plain dict, and what is allowed but
-  has no use here (numpy scalars, dtypes, devices) is a `Name`.
+  Tensors become `Tensor`, every mapping becomes a plain dict, and objects that
+  are allowed but have no use here (numpy scalars, dtypes, devices) become
+  `Name`.
 
   Args:
-    file: positioned at the pickle; its `read` must not allocate ahead of the
-      data, as io.BytesIO does not.
-    storages: gets the storages that the pickle refers to, by key. None: it may
-      refer to none.
+    file: positioned at the pickle; its `read` must not allocate memory before
+      it has the data (io.BytesIO does not).
+    storages: is filled with the storages that the pickle refers to, by key. If
+      None, a reference to a storage is an error.
 
   Raises:
     BadFile: the pickle wants a global that is not allowed, or contradicts
       itself.
-    Exception: of any other kind when the pickle is broken.
+    Exception: any other kind, if the pickle is broken.
   """
   stack: list[Any] = []
   memo: dict[int, Any] = {}
   for opcode, argument, _ in pickletools.genops(file):
     if opcode.name == "STOP":
       break
-    _step(opcode.name, argument, stack, memo, storages)
+    _execute(opcode.name, argument, stack, memo, storages)
   return stack.pop()
 
 
-def shown(value: Any) -> str:
-  """`value` for a message: quoted, on one line and short."""
+def quote(value: Any) -> str:
+  """Return a short text of one line for a value, to be used in a message.
+
+  Text is quoted and cut short, and a `Name` is its path; of any other value
+  only the type is given.
+  """
   if isinstance(value, str):
     value = value if len(value) <= 80 else f"{value[:77]}..."
     return ascii(value)
-  return value.path if isinstance(value, Name) else type(value).__name__
+  if isinstance(value, Name):
+    return value.path
+  return f"an object of type {type(value).__name__}"
 
 
+_NOT_A_STORAGE = "refers to something outside the pickle that is not a storage"
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
@@ -133,7 +141,7 @@ _LITERALS = frozenset(
 _KEYS = (str, int, float, bool, bytes, type(None))
 
 
-def _step(opcode, argument, stack, memo, storages):
+def _execute(opcode, argument, stack, memo, storages):
   match opcode:
     case "PROTO" | "FRAME":
       pass
@@ -176,16 +184,16 @@ def _step(opcode, argument, stack, memo, storages):
     case "STACK_GLOBAL":
       name, module = stack.pop(), stack.pop()
       if type(name) is not str or type(module) is not str:
-        raise BadFile("names a global by something else than text")
+        raise BadFile("has a global whose name is not text")
       stack.append(_global(f"{module}.{name}"))
     case "REDUCE":
       arguments, function = stack.pop(), stack.pop()
       stack.append(_call(function, arguments))
     case "BUILD":
       stack.pop()
-      # Attributes of a mapping, PyTorch's version notes; no use here.
+      # Attributes of a mapping, such as PyTorch's version; not needed here.
       if type(stack[-1]) not in (dict, Name):
-        raise BadFile(f"sets attributes of a {shown(stack[-1])}")
+        raise BadFile(f"sets attributes of {quote(stack[-1])}")
     case "BINPERSID":
       stack.append(_storage(stack.pop(), storages))
     case _:
@@ -201,32 +209,32 @@ def _pop_to_mark(stack):
 
 def _extend(target, items):
   if type(target) is not list:
-    raise BadFile(f"appends to a {shown(target)}")
+    raise BadFile(f"appends to {quote(target)}")
   target.extend(items)
 
 
 def _update(target, pairs):
   if type(target) is not dict:
-    raise BadFile(f"sets items of a {shown(target)}")
+    raise BadFile(f"sets items of {quote(target)}")
   for key, value in pairs:
     if type(key) not in _KEYS:
-      raise BadFile(f"has a {shown(key)} as a key")
+      raise BadFile(f"has {quote(key)} as a key")
     target[key] = value
 
 
 def _global(path):
   if path not in _ALLOWED:
     raise BadFile(
-      f"wants the Python name {shown(path)} (nothing was run)",
-      "tensors in plain dicts, as model.state_dict() has them",
-      "save only the state_dict() where the model comes from",
+      f"wants the Python name {quote(path)} (nothing was run)",
+      "tensors in plain dicts, such as model.state_dict()",
+      "save only the state_dict() with the program that wrote it",
     )
   return Name(path)
 
 
 def _call(function, arguments):
   if type(function) is not Name or type(arguments) is not tuple:
-    raise BadFile(f"calls a {shown(function)}")
+    raise BadFile(f"calls {quote(function)}")
   if function.path in _IGNORED:
     return Name(function.path)
   if function.path not in _REBUILDERS:
@@ -235,35 +243,39 @@ def _call(function, arguments):
 
 
 def _storage(identity, storages):
-  """`("storage", type, key, location, size[, view])`; the place is ignored."""
+  """Return the storage of a persistent id; its location is ignored.
+
+  The id is `("storage", type, key, location, size[, view])`.
+  """
   if storages is None or type(identity) is not tuple or len(identity) < 5:
-    raise BadFile("refers to something outside the pickle that is no storage")
+    raise BadFile(_NOT_A_STORAGE)
   tag, kind, key, _, size, *view = identity
   dtype = _STORAGES.get(kind.path) if type(kind) is Name else None
   if tag != "storage" or dtype is None or type(key) is not str:
-    raise BadFile("refers to something outside the pickle that is no storage")
-  root = storages.setdefault(key, Storage(key, dtype, _count(size)))
+    raise BadFile(_NOT_A_STORAGE)
+  root = storages.setdefault(key, Storage(key, dtype, _check_size(size)))
   if (root.dtype, root.size) != (dtype, size):
-    raise BadFile(f"describes the storage {shown(key)} in two ways")
+    raise BadFile(f"has two different descriptions of storage {quote(key)}")
   if view in ([], [None]):
     return root
   ((_, start, length),) = view
-  if _count(start) + _count(length) > size:
-    raise BadFile(f"looks past the end of the storage {shown(key)}")
+  if _check_size(start) + _check_size(length) > size:
+    raise BadFile(f"reads past the end of the storage {quote(key)}")
   return Storage(key, dtype, length, start)
 
 
 def _rebuild_tensor(storage, offset, shape, strides):
   if type(storage) is not Storage:
-    raise BadFile(f"makes a tensor of a {shown(storage)}")
+    raise BadFile(f"makes a tensor from {quote(storage)}")
   if type(shape) is not tuple or type(strides) is not tuple:
-    raise BadFile("has a tensor whose shape is no tuple")
+    raise BadFile("has a tensor whose shape is not a tuple")
   if len(shape) != len(strides) or len(shape) > 32:
     raise BadFile(
       f"has a tensor of {len(shape)} dimensions and {len(strides)} strides"
     )
-  last = _count(offset) + sum(
-    (_count(size) - 1) * _count(stride) for size, stride in zip(shape, strides)
+  last = _check_size(offset) + sum(
+    (_check_size(size) - 1) * _check_size(stride)
+    for size, stride in zip(shape, strides)
   )
   if 0 not in shape and last >= storage.size:
     raise BadFile(
@@ -284,7 +296,7 @@ def _rebuild_tensor_v2(
 
 def _rebuild_parameter(tensor, requires_grad, hooks):
   if type(tensor) is not Tensor:
-    raise BadFile(f"makes a parameter of a {shown(tensor)}")
+    raise BadFile(f"makes a parameter from {quote(tensor)}")
   return tensor
 
 
@@ -292,17 +304,17 @@ def _ordered_dict(items=None):
   result: dict = {}
   if items is not None:  # Python 2 passes the pairs to the constructor.
     if type(items) is not list:
-      raise BadFile(f"makes a dict of a {shown(items)}")
+      raise BadFile(f"makes a dict from {quote(items)}")
     _update(result, items)
-    # Used once by honest files; a second copy could be a memory bomb.
+    # Valid files use the list once; a second copy could be a memory bomb.
     items.clear()
   return result
 
 
-def _count(value):
-  # No file is larger, and numpy's strides in bytes still fit 64 bits.
+def _check_size(value):
+  # No file is larger, and numpy's strides in bytes still fit in 64 bits.
   if type(value) is not int or not 0 <= value < 2**48:
-    raise BadFile("has a size, stride or offset that is no reasonable number")
+    raise BadFile("has a size, stride or offset that is out of range")
   return value
 
 
@@ -317,7 +329,7 @@ _REBUILDERS = {
   "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
   "torch._utils._rebuild_parameter": _rebuild_parameter,
 }
-# Found beside the tensors of honest files; what they would make is not made.
+# Found beside the tensors of valid files; their objects are not constructed.
 _IGNORED = frozenset(
   {
     "collections.Counter",

@@ -1,4 +1,4 @@
-"""AdaContrast: vote, queue, momentum network and loss, by hand."""
+"""AdaContrast's vote, queue, momentum network and loss by hand."""
 
 import dataclasses
 
@@ -9,15 +9,16 @@ import pytest
 
 from dfkt_jax import network as net
 from dfkt_jax.adaptation.ada_contrast import AdaContrast, Queue, State
-from dfkt_jax.adaptation.contract import Answers, Batch
+from dfkt_jax.contracts import Batch
+from tests.adaptation.contexts import context, predict
 from tests.networks import tiny
 
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(7)
 IMAGES = RNG.uniform(size=(12, 8, 8, 1)).astype(np.float32)
 METHOD = AdaContrast(neighbours=3, queue_size=8)
-COURSE = dataclasses.replace(
-  AdaContrast.course, steps=40, batch_size=4, lr=0.05
+RECIPE = dataclasses.replace(
+  AdaContrast.recipe, steps=40, batch_size=4, lr=0.05
 )
 
 
@@ -40,7 +41,7 @@ def test_the_loss_by_hand():
   )
   p = np.exp(LOGITS.astype(np.float64))
   p /= p.sum(1, keepdims=True)
-  labelled = -np.log(p[np.arange(4), LABELS]).mean()
+  labeled = -np.log(p[np.arange(4), LABELS]).mean()
   contrast = 0.0
   for i in range(4):
     own = np.exp(QUERIES[i] @ KEYS[i] / 0.07)
@@ -53,14 +54,14 @@ def test_the_loss_by_hand():
   mean = p.mean(0)
   marginal = -(mean * np.log(mean)).sum()
   info = method.loss(jnp.asarray(LOGITS), QUERIES, KEYS, LABELS, QUEUE)
-  assert info.cross_entropy == pytest.approx(labelled, rel=1e-4)
+  assert info.cross_entropy == pytest.approx(labeled, rel=1e-4)
   assert info.contrast == pytest.approx(contrast, rel=1e-4)
   assert info.marginal_entropy == pytest.approx(marginal, rel=1e-4)
-  expected = 0.7 * labelled + 0.5 * contrast - 0.9 * marginal
+  expected = 0.7 * labeled + 0.5 * contrast - 0.9 * marginal
   assert info.loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_queue_of_the_same_class_contrasts_with_nobody():
+def test_a_queue_of_the_same_class_has_no_contrast():
   queue = QUEUE._replace(labels=jnp.zeros(8, jnp.int32))
   labels = jnp.zeros(4, jnp.int32)
 
@@ -77,7 +78,7 @@ def state(valid, **changes):
   source = tiny()
   features, predictions = unit(10, 5), RNG.dirichlet(np.ones(3), size=10)
   fields = dict(
-    learner=COURSE.init(source),
+    train=RECIPE.init(source),
     momentum=source,
     features=jnp.asarray(features),
     predictions=jnp.asarray(predictions, jnp.float32),
@@ -87,7 +88,7 @@ def state(valid, **changes):
   return State(**{**fields, **changes})
 
 
-def test_the_vote_is_of_the_nearest_images_itself_included():
+def test_the_nearest_images_vote_and_the_image_itself_does_too():
   valid = np.arange(10) != 4
   bank = state(valid)
   features = np.asarray(bank.features)
@@ -98,7 +99,7 @@ def test_the_vote_is_of_the_nearest_images_itself_included():
     near = np.argsort(-similarity)[:3]
     mean = np.asarray(bank.predictions)[near].mean(0)
     assert label == mean.argmax()
-  # By itself alone it is what the bank says of it.
+  # One neighbor is the image itself: the vote is its row of the bank.
   alone = dataclasses.replace(METHOD, neighbours=1)
   np.testing.assert_array_equal(
     alone.vote(jnp.asarray(queries), bank),
@@ -136,16 +137,16 @@ def test_the_momentum_network_follows_slowly():
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_step_writes_what_the_momentum_network_says():
+def test_a_step_writes_predictions_of_the_momentum_network():
   source, other = tiny(0), tiny(1)
-  logits, taps = net.features(source, jnp.asarray(IMAGES))
-  answers = Answers(taps["penultimate"], logits, jnp.ones(12, bool))
-  before = METHOD.init(KEY, source, answers, COURSE)
-  # A momentum network of its own, to tell the two apart.
+  predictions = predict(source, jnp.asarray(IMAGES))
+  before = jax.jit(METHOD.init)(KEY, context(RECIPE, source, predictions))
+  # Another momentum network, to distinguish the two.
   before = before._replace(momentum=other)
   rows = jnp.array([1, 3, 8, 11])
-  batch = Batch(jnp.asarray(IMAGES)[rows], rows)
-  after, info = METHOD.step(KEY, before, batch, COURSE)
+  batch = Batch(jnp.asarray(IMAGES)[rows], rows=rows)
+  here = context(RECIPE, source, batch=batch)
+  after, info = jax.jit(METHOD.step)(KEY, before, here)
   logits, taps, _ = net.train_features(other, batch.images, None)
   features = taps["penultimate"]
   features /= jnp.linalg.norm(features, axis=1, keepdims=True)
@@ -155,17 +156,17 @@ def test_a_step_writes_what_the_momentum_network_says():
   )
   rest = np.setdiff1d(np.arange(12), rows)
   np.testing.assert_array_equal(after.features[rest], before.features[rest])
-  # Votes are of the bank as it was, by the student's weak view.
+  # The student's weak view votes with the bank as it was before.
   _, taps, _ = net.train_features(source, batch.images, None)
   queries = taps["penultimate"]
   queries /= jnp.linalg.norm(queries, axis=1, keepdims=True)
   labels = METHOD.vote(queries, before)
   np.testing.assert_array_equal(after.queue.labels[:4], labels)
   np.testing.assert_array_equal(after.queue.labels[4:], before.queue.labels[4:])
-  # BatchNorm of either follows its own inputs.
+  # The BatchNorm of each network follows its own inputs.
   stats = [
     np.asarray(n.batch_stats["bn1"]["mean"])
-    for n in (other, after.momentum, after.learner.network, source)
+    for n in (other, after.momentum, after.train.network, source)
   ]
   assert (stats[0] != stats[1]).any()
   assert (stats[2] != stats[3]).any()
@@ -173,7 +174,7 @@ def test_a_step_writes_what_the_momentum_network_says():
 
 
 def test_strong_views_are_mirrored_only_if_asked_to():
-  # Without crops, colours and blur a view is the image or its mirror image.
+  # Without crops, colors and blur a view is the image or its mirror image.
   method = dataclasses.replace(
     METHOD, colour=0.0, grey=0.0, blur=0.0, smallest_crop=0.99
   )

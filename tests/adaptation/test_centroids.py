@@ -1,11 +1,11 @@
-"""Pseudo-labels against released SHOT code and plain numpy."""
+"""Pseudo-labels against released SHOT code and plain NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfkt_jax import parallel
 from dfkt_jax.adaptation import centroids
+from dfkt_jax.devices.mesh import DATA, make_mesh
 from tests.assets import fixtures
 
 RNG = np.random.default_rng(0)
@@ -17,16 +17,16 @@ def by_hand(features, p, threshold):
   f /= np.linalg.norm(f, axis=1, keepdims=True)
   labels, weights = p.argmax(1), p
   for _ in range(2):
-    centres = weights.T @ f / (1e-8 + weights.sum(0)[:, None])
+    centers = weights.T @ f / (1e-8 + weights.sum(0)[:, None])
     kept = np.flatnonzero(np.bincount(labels, minlength=p.shape[1]) > threshold)
-    centres = centres[kept]
-    cosine = f @ centres.T / np.linalg.norm(centres, axis=1)
+    centers = centers[kept]
+    cosine = f @ centers.T / np.linalg.norm(centers, axis=1)
     labels = kept[cosine.argmax(1)]
     weights = np.eye(p.shape[1])[labels]
   return labels
 
 
-def test_pseudo_labels_are_released_codes():
+def test_pseudo_labels_equal_those_of_released_code():
   peer = fixtures()
   features = peer["shot_features"]
   p = jax.nn.softmax(features @ peer["shot_weights"].T)
@@ -34,7 +34,7 @@ def test_pseudo_labels_are_released_codes():
   np.testing.assert_array_equal(labels, peer["shot_pseudo_labels"])
 
 
-def test_small_classes_have_no_centroid_and_padding_no_say():
+def test_small_classes_and_padding_have_no_part_in_centroids():
   features = RNG.normal(size=(60, 4)).astype(np.float32)
   p = np.array(jax.nn.softmax(3.0 * RNG.normal(size=(60, 5))), np.float32)
   p[:, 4] = 0.0
@@ -59,8 +59,8 @@ def test_pseudo_labels_do_not_depend_on_devices():
   features = RNG.normal(size=(64, 4)).astype(np.float32)
   p = np.asarray(jax.nn.softmax(RNG.normal(size=(64, 5))), np.float32)
   alone = centroids.pseudo_labels(features, p, np.ones(64, bool))
-  mesh = parallel.make_mesh(8)
-  spec = jax.sharding.PartitionSpec(parallel.DATA)
+  mesh = make_mesh(8)
+  spec = jax.sharding.PartitionSpec(DATA)
   sharding = jax.sharding.NamedSharding(mesh, spec)
   with jax.set_mesh(mesh):
     args = jax.device_put((features, p, np.ones(64, bool)), sharding)

@@ -8,36 +8,42 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from dfkt_jax import parallel
-from dfkt_jax.adaptation.answers import make_look
-from dfkt_jax.adaptation.contract import Answers, Batch
 from dfkt_jax.adaptation.cowa import CoWA
+from dfkt_jax.contracts import Batch, Predictions
+from dfkt_jax.devices.mesh import make_mesh
+from dfkt_jax.rounds.target_predictions import make_predict_all
+from tests.adaptation.contexts import context
 from tests.networks import tiny
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
-COURSE = dataclasses.replace(CoWA.course, steps=10, weight_decay=0.0)
+RECIPE = dataclasses.replace(CoWA.recipe, steps=10, weight_decay=0.0)
 
 
 def blobs(rows=60, padding=4):
-  """Answers about three clusters, whose classifier is turned away from them."""
+  """Return predictions for three clusters by a classifier that misses them.
+
+  Returns:
+    Predictions, and i32[rows] the clusters.
+  """
   rng = np.random.default_rng(1)
   labels = rng.integers(3, size=rows)
-  centres = 3.0 * np.eye(3, 4)
-  features = centres[labels] + 0.6 * rng.normal(size=(rows, 4)) + 1.0
+  centers = 3.0 * np.eye(3, 4)
+  features = centers[labels] + 0.6 * rng.normal(size=(rows, 4)) + 1.0
   turned = features @ (np.eye(4, 3) + 0.8 * np.roll(np.eye(4, 3), 1, 0))
   logits = 0.7 * (turned - turned.mean(1, keepdims=True))
   strange = lambda width: 9.0 * rng.normal(size=(padding, width))
   together = lambda x: np.concatenate([x, strange(x.shape[1])])
   valid = np.arange(rows + padding) < rows
   wide = [jnp.asarray(together(x), jnp.float32) for x in (features, logits)]
-  return Answers(*wide, jnp.asarray(valid)), labels
+  return Predictions(*wide, jnp.asarray(valid)), labels
 
 
-def by_hand(answers, epsilon):
-  f = np.asarray(answers.features, np.float64)[answers.valid]
+def by_hand(predictions, epsilon):
+  valid = predictions.valid
+  f = np.asarray(predictions.features, np.float64)[valid]
   f /= np.linalg.norm(f, axis=1, keepdims=True)
-  p = special.softmax(np.asarray(answers.logits, np.float64), 1)[answers.valid]
+  p = special.softmax(np.asarray(predictions.logits, np.float64), 1)[valid]
 
   def joint(r, s):
     columns = []
@@ -59,32 +65,35 @@ def by_hand(answers, epsilon):
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
 def test_labels_and_weights_by_hand(epsilon):
-  answers, _ = blobs()
-  labels, weights = CoWA(epsilon=epsilon).trust(answers)
-  expected = by_hand(answers, epsilon)
+  predictions, _ = blobs()
+  labels, weights = CoWA(epsilon=epsilon).label(predictions)
+  expected = by_hand(predictions, epsilon)
   np.testing.assert_array_equal(labels[:60], expected[0])
   np.testing.assert_allclose(weights[:60], expected[1], rtol=2e-2, atol=1e-4)
   assert (weights >= 0).all() and (weights <= 1).all()
 
 
-def test_the_mixture_names_and_not_the_classifier():
-  answers, truth = blobs()
-  labels, _ = CoWA(epsilon=1e-3).trust(answers)
+def test_labels_come_from_the_mixture_instead_of_the_classifier():
+  predictions, truth = blobs()
+  labels, _ = CoWA(epsilon=1e-3).label(predictions)
   right = (np.asarray(labels[:60]) == truth).mean()
   assert right > 0.9
-  assert (np.asarray(answers.logits[:60]).argmax(1) == truth).mean() < 0.9
+  assert (np.asarray(predictions.logits[:60]).argmax(1) == truth).mean() < 0.9
 
 
 @pytest.mark.parametrize("kind", ["constant", "one class", "few"])
-def test_weights_are_finite_where_there_is_little(kind):
-  answers, _ = blobs()
+def test_weights_are_finite_where_a_mixture_cannot_be_fitted(kind):
+  predictions, _ = blobs()
   if kind == "constant":
-    answers = answers.replace(features=jnp.ones_like(answers.features))
+    ones = jnp.ones_like(predictions.features)
+    predictions = predictions.replace(features=ones)
   if kind == "one class":
-    answers = answers.replace(logits=jnp.zeros((64, 3)).at[:, 1].set(200.0))
+    logits = jnp.zeros((64, 3)).at[:, 1].set(200.0)
+    predictions = predictions.replace(logits=logits)
   if kind == "few":
-    answers = answers.replace(valid=answers.valid & (jnp.arange(64) < 2))
-  labels, weights = CoWA().trust(answers)
+    valid = predictions.valid & (jnp.arange(64) < 2)
+    predictions = predictions.replace(valid=valid)
+  labels, weights = CoWA().label(predictions)
   assert np.isfinite(weights).all()
   assert (labels >= 0).all() and (labels < 3).all()
 
@@ -106,32 +115,32 @@ def test_the_loss_by_hand_and_its_warmup():
     assert loss == pytest.approx(factor * expected, rel=1e-4)
 
 
-def ready(method, course=COURSE):
+def ready(method, recipe=RECIPE):
   pixels = RNG.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
-  answers = make_look(pixels, parallel.make_mesh(1))(tiny())
-  state = jax.jit(method.init, static_argnums=3)(KEY, tiny(), answers, course)
+  predictions = make_predict_all(pixels, make_mesh(1))(tiny())
+  begin = context(recipe, tiny(), predictions)
+  state = jax.jit(method.init)(KEY, begin)
   images = jnp.asarray(pixels, jnp.float32) / 255
-  return state, answers, Batch(images, jnp.arange(8))
+  batch = Batch(images, rows=jnp.arange(8))
+  return state, predictions, context(recipe, tiny(), batch=batch)
 
 
 def test_epochs_are_counted_and_labels_made_anew():
   method = CoWA(epsilon=1e-3)
-  state, answers, _ = ready(method)
-  turned = answers.replace(logits=jnp.roll(answers.logits, 1, 1))
-  again = method.relabel(KEY, state, turned, COURSE)
+  state, predictions, _ = ready(method)
+  turned = predictions.replace(logits=jnp.roll(predictions.logits, 1, 1))
+  again = method.relabel(KEY, state, context(RECIPE, tiny(), turned))
   assert (state.epoch, again.epoch) == (0, 1)
-  np.testing.assert_array_equal(again.labels, method.trust(turned)[0])
+  np.testing.assert_array_equal(again.labels, method.label(turned)[0])
   assert (again.labels != state.labels).any()
 
 
-def test_a_step_takes_what_the_banks_say():
+def test_a_step_uses_the_weights_of_the_state():
   method = CoWA(mixup_alpha=1.0)
-  state, _, batch = ready(method)
-  step = jax.jit(method.step, static_argnums=3)
-  mean = lambda weights: step(
-    KEY, state._replace(weights=weights), batch, COURSE
-  )[1]
-  none, all_ = mean(jnp.zeros(8)), mean(jnp.ones(8))
+  state, _, here = ready(method)
+  step = jax.jit(method.step)
+  take = lambda weights: step(KEY, state._replace(weights=weights), here)[1]
+  none, all_ = take(jnp.zeros(8)), take(jnp.ones(8))
   assert none.loss == 0.0
   # Weights that are all 1 stay so when they are mixed.
   assert all_.weight == pytest.approx(1.0)
@@ -140,11 +149,11 @@ def test_a_step_takes_what_the_banks_say():
 
 def test_steps_decrease_the_loss_while_labels_and_weights_stay():
   method = CoWA(mixup_alpha=0.01, epsilon=1e-2)
-  course = dataclasses.replace(COURSE, lr=0.05, backbone_rate=1.0)
-  state, _, batch = ready(method, course)
-  step = jax.jit(method.step, static_argnums=3)
+  recipe = dataclasses.replace(RECIPE, lr=0.05, backbone_rate=1.0)
+  state, _, here = ready(method, recipe)
+  step = jax.jit(method.step)
   losses = []
   for index in range(10):
-    state, info = step(jax.random.fold_in(KEY, index), state, batch, course)
+    state, info = step(jax.random.fold_in(KEY, index), state, here)
     losses.append(float(info.loss))
   assert np.mean(losses[-2:]) < 0.9 * np.mean(losses[:2])

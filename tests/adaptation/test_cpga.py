@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from scipy import special
 
-from dfkt_jax import parallel
 from dfkt_jax.adaptation import centroids
-from dfkt_jax.adaptation.answers import make_look
-from dfkt_jax.adaptation.contract import Answers, Batch
 from dfkt_jax.adaptation.cpga import CPGA, Labels, State
+from dfkt_jax.contracts import Batch, Predictions
+from dfkt_jax.devices.mesh import make_mesh
+from dfkt_jax.rounds.target_predictions import make_predict_all
+from tests.adaptation.contexts import context
 from tests.networks import tiny
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 SOURCE = tiny()
-COURSE = dataclasses.replace(CPGA.course, steps=10, lr=0.02)
+RECIPE = dataclasses.replace(CPGA.recipe, steps=10, lr=0.02)
 SMALL = CPGA(
   generator_steps=3,
   generator_batch_size=16,
@@ -33,7 +34,7 @@ def unit(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def of_classifier(features):
+def classify(features):
   linear = jax.device_get(SOURCE.params["linear"])
   return np.asarray(features) @ linear["kernel"] + linear["bias"]
 
@@ -41,13 +42,13 @@ def of_classifier(features):
 def test_the_generators_loss_by_hand():
   made = RNG.normal(size=(4, 8)).astype(np.float32)
   labels = np.array([0, 0, 3, 3])
-  log_p = special.log_softmax(of_classifier(made), 1)
+  log_p = special.log_softmax(classify(made), 1)
   expected = -log_p[np.arange(4), labels].mean()
   loss = lambda weight: SMALL.generator_loss(
     KEY, SOURCE, jnp.asarray(made), jnp.asarray(labels), weight
   )
   assert loss(0.0) == pytest.approx(expected, rel=1e-4)
-  # One other of the class, and both of the other class: nothing is drawn.
+  # One other feature of the class and both of the other class: no choice.
   cosine = unit(made) @ unit(made).T
   for i, (own, others) in enumerate(
     [(1, [2, 3]), (0, [2, 3]), (3, [0, 1]), (2, [0, 1])]
@@ -65,7 +66,7 @@ def test_a_class_alone_in_the_batch_is_left_out_of_the_contrast():
   assert loss(1.0) == pytest.approx(float(loss(0.0)))
 
 
-def test_prototypes_are_what_the_classifier_takes_for_the_class():
+def test_the_classifier_recognizes_prototypes_of_every_class():
   method = dataclasses.replace(
     SMALL,
     generator_steps=300,
@@ -78,11 +79,11 @@ def test_prototypes_are_what_the_classifier_takes_for_the_class():
   trained = jax.jit(method.train_generator)(KEY, SOURCE)
   drawn = method.draw(KEY, SOURCE, trained)
   assert drawn.shape == (10, 6, 8)
-  right = of_classifier(drawn).argmax(-1) == np.arange(10)[:, None]
+  right = classify(drawn).argmax(-1) == np.arange(10)[:, None]
   assert right.mean() > 0.9
   other = method.draw(jax.random.key(9), SOURCE, trained)
   assert (other != drawn).all()
-  # The contrast is not there before its step, and pulls a class together.
+  # The contrast begins at its step, and pulls a class together.
   plain = dataclasses.replace(method, contrast_after=1000)
   plainly = plain.draw(KEY, SOURCE, jax.jit(plain.train_generator)(KEY, SOURCE))
 
@@ -93,17 +94,17 @@ def test_prototypes_are_what_the_classifier_takes_for_the_class():
   assert spread(drawn) > spread(plainly) + 0.01
 
 
-def answers(rows=40):
+def predictions(rows=40):
   logits = 2.5 * RNG.normal(size=(rows, 3))
-  logits[:, 2] -= 6.0  # hardly anybody's class, and nobody's for sure
+  logits[:, 2] -= 6.0  # hardly any image has this class, and none surely
   features = RNG.normal(size=(rows, 4)) + 2 * logits @ RNG.normal(size=(3, 4))
   parts = (jnp.asarray(x, jnp.float32) for x in (features, logits))
-  return Answers(*parts, jnp.arange(rows) < rows - 3)
+  return Predictions(*parts, jnp.arange(rows) < rows - 3)
 
 
 @pytest.mark.parametrize(("progress", "least"), [(0.0, 0.9), (1.0, 0.7)])
 def test_labels_and_weights_by_hand(progress, least):
-  given = answers()
+  given = predictions()
   p = special.softmax(np.asarray(given.logits, np.float64), 1)
   first = np.asarray(
     centroids.pseudo_labels(given.features, jnp.asarray(p), given.valid)
@@ -127,8 +128,8 @@ def test_labels_and_weights_by_hand(progress, least):
   np.testing.assert_allclose(found.weights[valid], w[valid], rtol=1e-3)
 
 
-def test_fewer_are_asked_to_be_as_sure_later():
-  given = answers()
+def test_more_images_are_sure_later():
+  given = predictions()
   counts = [
     int(CPGA().label(given, jnp.float32(t)).sure.sum()) for t in (0.0, 0.5, 1.0)
   ]
@@ -136,8 +137,8 @@ def test_fewer_are_asked_to_be_as_sure_later():
   assert counts == sorted(counts)
 
 
-def test_nobody_sure_is_the_soft_clustering():
-  given = answers()
+def test_without_a_sure_image_clustering_is_soft():
+  given = predictions()
   found = CPGA(sure_first=1.0, sure_last=1.0).label(given, jnp.float32(0.0))
   assert not found.sure.any()
   assert np.isfinite(found.weights).all()
@@ -201,15 +202,16 @@ def test_the_networks_loss_by_hand():
 
 def ready(method=SMALL):
   pixels = RNG.integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
-  found = make_look(pixels, parallel.make_mesh(1))(SOURCE)
-  begun = jax.jit(method.init, static_argnums=3)(KEY, SOURCE, found, COURSE)
+  found = make_predict_all(pixels, make_mesh(1))(SOURCE)
+  begun = jax.jit(method.init)(KEY, context(RECIPE, SOURCE, found))
   images = jnp.asarray(pixels[:4], jnp.float32) / 255
-  return begun, found, Batch(images, jnp.arange(4))
+  return begun, found, Batch(images, rows=jnp.arange(4))
 
 
 def test_a_step_writes_its_banks_and_teaches_the_head():
   begun, _, batch = ready()
-  after, _ = jax.jit(SMALL.step, static_argnums=3)(KEY, begun, batch, COURSE)
+  here = context(RECIPE, SOURCE, batch=batch)
+  after, _ = jax.jit(SMALL.step)(KEY, begun, here)
   assert (begun.early == 0).all()
   # From 0, a tenth of the first prediction.
   np.testing.assert_allclose(after.early[:4].sum(1), 0.1, rtol=1e-4)
@@ -230,7 +232,8 @@ def test_a_step_writes_its_banks_and_teaches_the_head():
 
 def test_every_epoch_has_new_prototypes_of_the_same_generator():
   begun, found, _ = ready()
-  again = SMALL.relabel(jax.random.key(5), begun, found, COURSE)
+  here = context(RECIPE, SOURCE, found, step=5)
+  again = SMALL.relabel(jax.random.key(5), begun, here)
   assert (again.prototypes != begun.prototypes).all()
   for before, now in zip(
     *map(jax.tree.leaves, (begun.generator, again.generator))

@@ -1,4 +1,4 @@
-"""3C-GAN: every loss by hand, who moves when, what the generator learns."""
+"""3C-GAN's losses by hand, its moves, and what the generator learns."""
 
 import dataclasses
 
@@ -9,26 +9,30 @@ import pytest
 
 from dfkt_jax import network as net
 from dfkt_jax.adaptation import gan_3c
-from dfkt_jax.adaptation.contract import Batch
 from dfkt_jax.adaptation.gan_3c import GAN3C
+from dfkt_jax.contracts import Batch
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models import generator, spectral
+from tests.adaptation.contexts import context
 from tests.networks import spec, tiny
 
 KEY = jax.random.key(5)
 SMALL = GAN3C(latent=8, generator_widths=(8, 8), discriminator_widths=(4,))
-COURSE = dataclasses.replace(GAN3C.course, steps=40, lr=0.02)
+RECIPE = dataclasses.replace(GAN3C.recipe, steps=40, lr=0.02)
 IMAGES = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1))
-BATCH = Batch(IMAGES, jnp.arange(8))
+BATCH = Batch(IMAGES, rows=jnp.arange(8))
+HERE = context(RECIPE, tiny(), batch=BATCH)
 
 
 def start(method=SMALL):
-  return method.init(KEY, tiny(), None, COURSE)
+  return jax.jit(method.init)(KEY, context(RECIPE, tiny()))
 
 
-@jax.jit
-def one(state):
-  return SMALL.step(KEY, state, BATCH, COURSE)
+STEP = jax.jit(SMALL.step)
+
+
+def one(state, here=HERE):
+  return STEP(KEY, state, here)
 
 
 def same(a, b):
@@ -71,16 +75,16 @@ def test_the_distance_is_over_all_weights():
 def test_the_terms_are_those_of_the_networks():
   state = start()
   after, info = one(state)
-  # Against the source itself, before its first step.
+  # The classifier is still the source.
   logits, _ = net.train_logits(tiny(), IMAGES, None)
   log_p = np.asarray(jax.nn.log_softmax(logits))
   entropy = -(np.exp(log_p) * log_p).sum(1).mean()
   assert info.entropy == pytest.approx(float(entropy), rel=1e-4)
   assert info.distance == 0.0
-  # Whatever z was, a G without training makes nearly the same grey images.
-  grey = SMALL.sample(KEY, state, jnp.zeros(8, jnp.int32))
+  # An untrained G makes nearly the same gray images for all z.
+  gray = SMALL.generate(KEY, state, jnp.zeros(8, jnp.int32))
   real = spectral.logits(state.discriminator, IMAGES)
-  made = spectral.logits(state.discriminator, grey)
+  made = spectral.logits(state.discriminator, gray)
   about = np.logaddexp(0, -real).mean() + np.logaddexp(0, made).mean()
   assert info.discriminator == pytest.approx(float(about), rel=0.05)
   assert info.smoothness > 0.0
@@ -88,14 +92,14 @@ def test_the_terms_are_those_of_the_networks():
   assert info.distance == pytest.approx(
     float(
       gan_3c.squared_distance(
-        after.learner.network.params, state.learner.network.params
+        after.train.network.params, state.train.network.params
       )
     ),
     rel=1e-4,
   )
 
 
-def test_all_three_move_and_the_source_stays():
+def test_all_three_move():
   state = start()
   after, _ = one(state)
   for name in ("generator", "discriminator"):
@@ -105,35 +109,34 @@ def test_all_three_move_and_the_source_stays():
     ):
       assert (np.asarray(a) != np.asarray(b)).any()
   assert not same(state.discriminator.spectral, after.discriminator.spectral)
-  assert not same(state.learner.network, after.learner.network)
-  assert same(state.source, after.source)
+  assert not same(state.train.network, after.train.network)
 
 
-def test_without_a_rate_the_classifier_moves_alone():
+def test_without_a_rate_only_the_classifier_moves():
   frozen = dataclasses.replace(SMALL, adversary_lr=0.0)
   state = start(frozen)
-  after, _ = jax.jit(lambda s: frozen.step(KEY, s, BATCH, COURSE))(state)
+  after, _ = jax.jit(lambda s: frozen.step(KEY, s, HERE))(state)
   assert same(state.generator, after.generator)
   assert same(state.discriminator.params, after.discriminator.params)
-  assert not same(state.learner.network.params, after.learner.network.params)
+  assert not same(state.train.network.params, after.train.network.params)
 
 
 def test_each_player_lowers_its_own_loss():
   method = dataclasses.replace(SMALL, adversary_lr=1e-3)
   state = start(method)
   labels = jnp.arange(8) % 10
-  z = method._condition(KEY, labels, 10)
-  answer = lambda x: net.train_logits(tiny(), x, None)[0]
+  z = method.condition(KEY, labels, 10)
+  predict = lambda x: net.train_logits(tiny(), x, None)[0]
 
   @jax.jit
   def both(state):
     made = generator.generate(state.generator, z)
-    d = method._discriminator_step(state, IMAGES, made)
-    g = method._generator_step(state, z, labels, state.discriminator, answer)
+    d = method.discriminator_step(state, IMAGES, made)
+    g = method.generator_step(state, z, labels, state.discriminator, predict)
     return d, g
 
   (d, d_opt_state, _), (g, g_opt_state, _, _) = both(state)
-  # Against an opponent that stays.
+  # The opponent stays.
   (_, _, d_first), (_, _, g_first, _) = both(state)
   (_, _, d_second), _ = both(
     state._replace(discriminator=d, discriminator_opt_state=d_opt_state)
@@ -145,22 +148,22 @@ def test_each_player_lowers_its_own_loss():
   assert g_second < g_first - 1e-4
 
 
-def test_the_generator_learns_what_the_classes_are():
+def test_the_generator_learns_the_classes():
   method = dataclasses.replace(SMALL, adversary_lr=5e-3, guidance_weight=10.0)
   state, labels = start(method), jnp.arange(40) % 10
   source = tiny()
 
   def right(state):
-    made = method.sample(jax.random.key(9), state, labels)
+    made = method.generate(jax.random.key(9), state, labels)
     logits, _ = net.train_logits(source, made, None)
     return (logits.argmax(1) == labels).mean()
 
   @jax.jit
   def learn(key, state):
     labels = jax.random.randint(key, (40,), 0, 10)
-    g, opt_state, _, _ = method._generator_step(
+    g, opt_state, _, _ = method.generator_step(
       state,
-      method._condition(key, labels, 10),
+      method.condition(key, labels, 10),
       labels,
       state.discriminator,
       lambda x: net.train_logits(source, x, None)[0],
@@ -177,12 +180,12 @@ def test_a_heavy_weight_keeps_the_classifier_near_the_source():
   distances = []
   for weight in (0.0, 5.0):
     method = dataclasses.replace(SMALL, source_weight=weight)
-    step = jax.jit(lambda s, m=method: m.step(KEY, s, BATCH, COURSE))
+    step = jax.jit(lambda s, m=method: m.step(KEY, s, HERE))
     state = start(method)
     for _ in range(8):
       state, _ = step(state)
     distances.append(
-      gan_3c.squared_distance(state.learner.network.params, state.source)
+      gan_3c.squared_distance(state.train.network.params, tiny().params)
     )
   assert distances[1] < 0.5 * distances[0]
 
@@ -190,10 +193,8 @@ def test_a_heavy_weight_keeps_the_classifier_near_the_source():
 def test_images_without_content_have_finite_gradients():
   state = start()
   for value in (0.0, 1.0):
-    batch = Batch(jnp.full_like(IMAGES, value), BATCH.rows)
-    after, info = jax.jit(lambda s, b: SMALL.step(KEY, s, b, COURSE))(
-      state, batch
-    )
+    batch = BATCH._replace(images=jnp.full_like(IMAGES, value))
+    after, info = one(state, HERE._replace(batch=batch))
     for leaf in jax.tree.leaves((after, info)):
       assert np.isfinite(leaf).all()
 
@@ -204,16 +205,17 @@ def test_images_without_content_have_finite_gradients():
 def test_it_makes_images_of_every_shape(size, channels, widths):
   method = dataclasses.replace(SMALL, generator_widths=widths)
   source = tiny(input_spec=spec(size, channels))
-  state = jax.eval_shape(lambda: method.init(KEY, source, None, COURSE))
+  state = jax.eval_shape(lambda: method.init(KEY, context(RECIPE, source)))
   labels = jax.ShapeDtypeStruct((3,), jnp.int32)
-  images = jax.eval_shape(lambda s, y: method.sample(KEY, s, y), state, labels)
+  make = lambda state, labels: method.generate(KEY, state, labels)
+  images = jax.eval_shape(make, state, labels)
   assert images.shape == (3, size, size, channels)
 
 
 def test_networks_that_do_not_fit_are_refused():
   odd = tiny(input_spec=spec(10))
   with pytest.raises(UsageError, match="--generator-widths"):
-    GAN3C().init(KEY, odd, None, COURSE)
+    GAN3C().init(KEY, context(RECIPE, odd))
   deep = dataclasses.replace(SMALL, discriminator_widths=(4,) * 4)
   with pytest.raises(UsageError, match="--discriminator-widths"):
-    deep.init(KEY, tiny(), None, COURSE)
+    deep.init(KEY, context(RECIPE, tiny()))

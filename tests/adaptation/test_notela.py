@@ -1,4 +1,4 @@
-"""NOTELA's teacher against loops over pairs, and what the student sees."""
+"""NOTELA's teacher against loops over pairs, and the student's noise."""
 
 import dataclasses
 
@@ -9,21 +9,23 @@ import pytest
 from scipy import special
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel
 from dfkt_jax.adaptation import notela
-from dfkt_jax.adaptation.answers import make_look
-from dfkt_jax.adaptation.contract import Batch
 from dfkt_jax.adaptation.notela import NOTELA, State
+from dfkt_jax.contracts import Batch
+from dfkt_jax.devices.mesh import DATA, make_mesh
 from dfkt_jax.models.ccexam import DigitNet
+from dfkt_jax.network import Classification
+from dfkt_jax.rounds.target_predictions import make_predict_all
+from tests.adaptation.contexts import context
 from tests.networks import spec, tiny
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
-# Far from the origin: distances, and no inner products, say who is near.
+# Far from the origin, where inner products do not tell who is near.
 FEATURES = (20.0 + RNG.normal(size=(16, 3))).astype(np.float32)
 LOGITS = RNG.normal(size=(16, 4)).astype(np.float32)
 VALID = np.arange(16) < 13
-COURSE = dataclasses.replace(NOTELA.course, steps=10)
+RECIPE = dataclasses.replace(NOTELA.recipe, steps=10)
 
 
 def state():
@@ -31,7 +33,7 @@ def state():
 
 
 def nearest(row, count):
-  """The image itself is the first of `count`."""
+  """Return the nearest rows; the image itself is the first of `count`."""
   distance = ((FEATURES.astype(np.float64) - FEATURES[row]) ** 2).sum(1)
   distance[~VALID] = np.inf
   return np.argsort(distance)[1:count]
@@ -59,7 +61,7 @@ def test_the_teacher_by_hand(count, weight, softness, mutual):
     *(by_hand(row, count, weight, softness, mutual) for row in range(13))
   )
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
-  # Some have no mutual neighbour: the test covers those.
+  # Some have no mutual neighbor: the test covers those.
   assert (0 in friends) == mutual
 
 
@@ -74,20 +76,18 @@ def test_a_hard_teacher_names_the_best_and_shares_a_tie():
   assert set(np.unique(hard)) == {0.0, 1.0}
 
 
-def test_all_at_once_is_one_after_the_other(monkeypatch):
+def test_teaching_all_equals_teaching_each(monkeypatch):
   method = NOTELA(4, online=False)
-  # 13 does not divide by 5: the last chunk is filled up.
+  # 5 does not divide 16: the last chunk is filled up.
   monkeypatch.setattr(notela, "CHUNK", 5)
-  alone = jax.jit(method._teach_all)(state()).targets
+  alone = jax.jit(method.teach_all)(state()).targets
   np.testing.assert_allclose(
     alone, jax.jit(method.teach)(state(), jnp.arange(16)), rtol=1e-4
   )
-  mesh = parallel.make_mesh(8)
-  sharding = jax.sharding.NamedSharding(
-    mesh, jax.sharding.PartitionSpec(parallel.DATA)
-  )
+  mesh = make_mesh(8)
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DATA))
   with jax.set_mesh(mesh):
-    shared = jax.jit(method._teach_all)(jax.device_put(state(), sharding))
+    shared = jax.jit(method.teach_all)(jax.device_put(state(), sharding))
   np.testing.assert_allclose(alone, shared.targets, rtol=1e-4)
 
 
@@ -96,7 +96,8 @@ def test_the_loss_by_hand():
   targets[0] = [0, 1, 0, 0]
   logits = LOGITS[:5]
   expected = -(targets * special.log_softmax(logits, 1)).sum(1).mean()
-  info = NOTELA().loss(jnp.asarray(logits), jnp.asarray(targets))
+  task = Classification(4)
+  info = NOTELA().loss(task, jnp.asarray(logits), jnp.asarray(targets))
   assert info.loss == pytest.approx(expected, rel=1e-4)
   entropy = special.entr(targets).sum(1).mean()
   assert info.teacher_entropy == pytest.approx(entropy, rel=1e-4)
@@ -108,19 +109,18 @@ def ready(method, source=None):
   source = source or tiny()
   shape = (16, *source.spec.shape)
   pixels = RNG.integers(0, 256, shape, dtype=np.uint8)
-  answers = make_look(pixels, parallel.make_mesh(1))(source)
-  begun = jax.jit(method.init, static_argnums=3)(KEY, source, answers, COURSE)
+  predictions = make_predict_all(pixels, make_mesh(1))(source)
+  begun = jax.jit(method.init)(KEY, context(RECIPE, source, predictions))
   images = jnp.asarray(pixels[4:8], jnp.float32) / 255
-  return source, begun, answers, Batch(images, jnp.arange(4, 8))
+  return source, begun, predictions, Batch(images, rows=jnp.arange(4, 8))
 
 
 def test_online_the_banks_follow_the_batch_without_noise():
   method = NOTELA(4)
   source, begun, _, batch = ready(method)
   noise = jax.random.uniform(KEY, batch.images.shape)
-  after, _ = jax.jit(method.step, static_argnums=3)(
-    KEY, begun, batch._replace(images=noise), COURSE
-  )
+  here = context(RECIPE, source, batch=batch._replace(images=noise))
+  after, _ = jax.jit(method.step)(KEY, begun, here)
   logits, taps = net.features(source, noise)
   np.testing.assert_allclose(after.logits[4:8], logits, rtol=1e-4)
   np.testing.assert_allclose(
@@ -128,41 +128,39 @@ def test_online_the_banks_follow_the_batch_without_noise():
   )
   np.testing.assert_array_equal(after.logits[:4], begun.logits[:4])
   assert (after.logits[4:8] != begun.logits[4:8]).any()
-  # The epoch changes nothing: the banks are newer than its answers.
-  again = method.relabel(KEY, after, None, COURSE)
+  # An epoch changes nothing: the banks are newer than its predictions.
+  again = method.relabel(KEY, after, context(RECIPE, source, step=4))
   np.testing.assert_array_equal(again.logits, after.logits)
 
 
 def test_offline_the_teacher_waits_for_the_epoch():
   method = NOTELA(4, online=False)
-  _, begun, answers, batch = ready(method)
-  after, _ = jax.jit(method.step, static_argnums=3)(KEY, begun, batch, COURSE)
+  source, begun, predictions, batch = ready(method)
+  here = context(RECIPE, source, batch=batch)
+  after, _ = jax.jit(method.step)(KEY, begun, here)
   np.testing.assert_array_equal(after.targets, begun.targets)
-  moved = answers.replace(logits=jnp.roll(answers.logits, 1, 1))
-  again = jax.jit(method.relabel, static_argnums=3)(KEY, after, moved, COURSE)
-  expected = jax.jit(method.init, static_argnums=3)(
-    KEY, tiny(), moved, COURSE
-  ).targets
+  moved = predictions.replace(logits=jnp.roll(predictions.logits, 1, 1))
+  here = context(RECIPE, source, moved)
+  again = jax.jit(method.relabel)(KEY, after, here)
+  expected = jax.jit(method.init)(KEY, here).targets
   np.testing.assert_allclose(again.targets, expected, rtol=1e-4)
   assert (again.targets != begun.targets).any()
 
 
-def test_dropout_is_the_students_alone():
+def test_only_the_student_has_dropout():
   module = DigitNet(10, blocks=((4,),), hidden=16, dropout=0.5)
   method = NOTELA(4)
-  _, begun, _, batch = ready(method, net.init(KEY, module, spec()))
+  source, begun, _, batch = ready(method, net.init(KEY, module, spec()))
+  step, here = jax.jit(method.step), context(RECIPE, source, batch=batch)
   (one, a), (two, b) = (
-    jax.jit(method.step, static_argnums=3)(
-      jax.random.key(seed), begun, batch, COURSE
-    )
-    for seed in (1, 2)
+    step(jax.random.key(seed), begun, here) for seed in (1, 2)
   )
   assert a.loss != b.loss
   assert a.teacher_entropy == b.teacher_entropy
   np.testing.assert_array_equal(one.logits, two.logits)
 
 
-def test_padding_is_no_neighbour_where_images_are_few():
+def test_padding_is_not_a_neighbor_where_images_are_few():
   few = state()._replace(valid=jnp.arange(16) < 3)
   method = NOTELA(8, mutual=False)
   found = jax.jit(method.teach)(few, jnp.arange(3))

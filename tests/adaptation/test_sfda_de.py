@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 from scipy import special
 
-from dfkt_jax import models, parallel, tails
+from dfkt_jax import models
 from dfkt_jax import network as net
 from dfkt_jax.adaptation import sfda_de
-from dfkt_jax.adaptation.answers import make_look
-from dfkt_jax.adaptation.contract import Answers, Batch
 from dfkt_jax.adaptation.sfda_de import SFDADE, UNKNOWN, Surrogates
+from dfkt_jax.contracts import Batch, Predictions
+from dfkt_jax.devices.mesh import make_mesh
 from dfkt_jax.losses.mmd import contrastive_discrepancy
 from dfkt_jax.models.layers import Bottleneck
+from dfkt_jax.network import layers
+from dfkt_jax.rounds.target_predictions import make_predict_all
+from tests.adaptation.contexts import context
 from tests.networks import spec, tiny
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
-COURSE = dataclasses.replace(
-  SFDADE.course, steps=10, lr=0.01, backbone_rate=1.0, weight_decay=0.0
+RECIPE = dataclasses.replace(
+  SFDADE.recipe, steps=10, lr=0.01, backbone_rate=1.0, weight_decay=0.0
 )
 
 
@@ -34,9 +37,9 @@ ANCHORS = unit(
 )
 
 
-def answers(rows=50):
+def predictions(rows=50):
   rng = np.random.default_rng(1)
-  # Turned away from the anchors, but for the last: nobody is near that.
+  # Turned away from the anchors; no image is near the last one.
   near = unit(ANCHORS[:3] + 0.3 * np.roll(np.eye(3), 1, 1))
   labels = np.arange(rows) % 3
   labels[: rows // 2] = 0
@@ -44,30 +47,30 @@ def answers(rows=50):
   features[-2:] = 50.0 * ANCHORS[3]  # padding
   logits = jnp.zeros((rows, 4))
   valid = jnp.arange(rows) < rows - 2
-  return Answers(jnp.asarray(features, jnp.float32), logits, valid)
+  return Predictions(jnp.asarray(features, jnp.float32), logits, valid)
 
 
-def k_means_by_hand(features, centres):
+def k_means_by_hand(features, centers):
   for _ in range(100):
-    nearest = (features @ centres.T).argmax(1)
-    moved = centres.copy()
+    nearest = (features @ centers.T).argmax(1)
+    moved = centers.copy()
     for k in set(nearest):
       moved[k] = unit(features[nearest == k].sum(0))
-    change = np.linalg.norm(moved - centres, axis=1).max()
-    centres = moved
+    change = np.linalg.norm(moved - centers, axis=1).max()
+    centers = moved
     if change < 1e-3:
-      return centres
+      return centers
   raise AssertionError("it does not rest")
 
 
 def test_spherical_k_means_by_hand():
-  given = answers()
+  given = predictions()
   features = unit(np.asarray(given.features))
   found = sfda_de.k_means(jnp.asarray(features), given.valid, ANCHORS)
   expected = k_means_by_hand(features[:48], ANCHORS)
   np.testing.assert_allclose(found, expected, atol=1e-4)
   assert np.abs(expected[:3] - ANCHORS[:3]).max() > 0.1
-  # Nobody is near the last: it stays what it was, without padding too.
+  # No image is near the last anchor: it stays, with or without padding.
   np.testing.assert_array_equal(found[3], ANCHORS[3])
 
 
@@ -75,7 +78,7 @@ def test_spherical_k_means_by_hand():
   ("threshold", "least"), [(0.5, 5), (0.01, 5), (0.5, 12)]
 )
 def test_surrogates_by_hand(threshold, least):
-  given = answers()
+  given = predictions()
   method = SFDADE(threshold, least, variance_scale=2.0)
   surrogates, labels = method.estimate(given, jnp.asarray(ANCHORS))
   raw = np.asarray(given.features, np.float64)[:48]
@@ -119,7 +122,7 @@ def test_features_are_drawn_for_the_classes_of_the_batch():
   np.testing.assert_allclose(drawn.std(1), 0.1, rtol=0.2)
 
 
-def test_chance_decides_between_equals_and_missing_classes_are_none():
+def test_ties_are_broken_at_random_and_missing_classes_are_unknown():
   method = SFDADE(classes_per_step=2, draws_per_class=1)
   labels = jnp.array([0, 1, 2])
   met = {
@@ -146,7 +149,7 @@ def test_the_loss_is_of_features_and_of_predictions():
     jnp.asarray(labels),
     jnp.asarray(classes),
   )
-  # UNKNOWN draws are of no class, and so is the image of class 1.
+  # UNKNOWN draws have no class, and neither has the image of class 1.
   s_of = np.repeat(np.eye(3, dtype=bool), 2, axis=0) & [True, True, False]
   t_of = np.array(
     [[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=bool
@@ -167,20 +170,19 @@ def test_the_loss_is_of_features_and_of_predictions():
 def ready(method, source=None):
   source = source or tiny()
   pixels = RNG.integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
-  found = make_look(pixels, parallel.make_mesh(1))(source)
-  begun = jax.jit(method.init, static_argnums=3)(KEY, source, found, COURSE)
+  found = make_predict_all(pixels, make_mesh(1))(source)
+  begun = jax.jit(method.init)(KEY, context(RECIPE, source, found))
   images = jnp.asarray(pixels, jnp.float32) / 255
-  return source, begun, Batch(images, jnp.arange(16))
+  batch = Batch(images, rows=jnp.arange(16))
+  return source, begun, context(RECIPE, source, batch=batch)
 
 
 def test_batch_norm_learns_ten_times_as_fast():
   slow = SFDADE(minimum_images=1, norm_rate=1.0)
-  source, begun, batch = ready(slow)
+  source, begun, here = ready(slow)
 
   def move(method):
-    after = method.network(
-      jax.jit(method.step, static_argnums=3)(KEY, begun, batch, COURSE)[0]
-    )
+    after = method.network(jax.jit(method.step)(KEY, begun, here)[0])
     return jax.tree.map(jnp.subtract, after.params, source.params)
 
   one, ten = move(slow), move(SFDADE(minimum_images=1))
@@ -193,13 +195,11 @@ def test_batch_norm_learns_ten_times_as_fast():
   assert jnp.abs(one["bn1"]["scale"]).max() > 1e-5
 
 
-def test_nothing_kept_is_no_loss_and_no_move():
+def test_without_kept_images_there_is_no_loss_and_no_move():
   method = SFDADE(minimum_images=1000)
-  source, begun, batch = ready(method)
+  source, begun, here = ready(method)
   assert (begun.labels == UNKNOWN).all()
-  after, info = jax.jit(method.step, static_argnums=3)(
-    KEY, begun, batch, COURSE
-  )
+  after, info = jax.jit(method.step)(KEY, begun, here)
   assert info.loss == 0.0
   for a, b in zip(
     jax.tree.leaves(source.params),
@@ -214,4 +214,4 @@ def test_anchors_are_directions_of_the_classifiers_weights():
   _, begun, _ = ready(SFDADE(), source)
   kernel = source.params["classifier"]["kernel"]
   np.testing.assert_allclose(begun.anchors, unit(kernel.T), rtol=1e-4)
-  assert tails.kernel(source, tails.layers(source)[-1]).shape == (6, 10)
+  assert layers.kernel(source, layers.list_layers(source)[-1]).shape == (6, 10)

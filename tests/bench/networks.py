@@ -1,4 +1,4 @@
-"""Networks so small that a workload's step is milliseconds."""
+"""Networks so small that a step of a workload takes milliseconds."""
 
 import pytest
 
@@ -13,4 +13,4 @@ def small(monkeypatch):
   monkeypatch.setattr(workloads, "NETWORKS", {"resnet20": (4, (1, 1))})
   monkeypatch.setattr(workloads, "WIDTHS", (4, 4, 4))
   monkeypatch.setattr(workloads, "LATENT", 8)
-  monkeypatch.setattr(workloads, "POOL", 64)
+  monkeypatch.setattr(workloads, "MEMORY", 64)

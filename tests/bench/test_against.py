@@ -1,4 +1,4 @@
-"""The race, with a reference that only says how fast it is."""
+"""The comparison, with a reference that only prints a speed."""
 
 import io
 import json
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dfkt_jax import parallel
 from dfkt_jax.bench import against, timing
 from dfkt_jax.bench.against import Torch
+from dfkt_jax.commands import bench
 from dfkt_jax.commands.bench import Bench
+from dfkt_jax.devices.mesh import cpu_count, make_mesh
 from dfkt_jax.errors import DfktError, UsageError
 from tests.assets import shared, torch
 from tests.bench.networks import SETTINGS, small  # noqa: F401
@@ -31,24 +32,24 @@ print(json.dumps({
 """
 
 
-def say(*speeds):
+def records(*speeds):
   common = dict(workload="distill", arch="resnet20", batch=16, device="cpu")
   common |= dict(precision="f32", device_kind="cpu", threads=2, devices=1)
   return [{**common, "images_per_second": speed} for speed in speeds]
 
 
-def test_the_ratio_is_against_the_faster_layout_run_by_run():
+def test_the_ratio_is_against_the_faster_layout_pair_by_pair():
   theirs = {
-    Torch("contiguous"): say(10.0, 20.0, 40.0),
-    Torch("channels_last"): say(100.0, 10.0, 10.0),
+    Torch("contiguous"): records(10.0, 20.0, 40.0),
+    Torch("channels_last"): records(100.0, 10.0, 10.0),
   }
-  found = against.ratio(say(20.0, 10.0, 60.0), theirs)
+  found = against.ratio(records(20.0, 10.0, 60.0), theirs)
   assert found["torch_layout"] == "contiguous"
   assert (found["min"], found["ratio"], found["max"]) == (0.5, 1.5, 2.0)
   assert found["torch_images_per_second"] == 20.0
 
 
-def test_on_a_gpu_there_are_two_races():
+def test_a_gpu_has_two_comparisons():
   ways = against._ways("gpu")
   assert {(w.layout, w.compile) for w in ways} == {
     (layout, compiled)
@@ -77,7 +78,7 @@ def test_ours_and_theirs_alternate(tmp_path, monkeypatch, devices):
   records = [json.loads(line) for line in text.splitlines() if line[:1] == "{"]
   assert [r["framework"] for r in records] == ["jax", "torch", "torch"] * 2
   assert (records[1]["steps"], records[1]["student_steps"]) == ("2", "2")
-  assert records[1]["threads"] == str(parallel.processors())
+  assert records[1]["threads"] == str(cpu_count())
   (ratio,) = json.loads((tmp_path / "ratios.json").read_text())["ratios"]
   ours = sorted(r["images_per_second"] for r in records[::3])
   assert ratio["workload"] == "inversion"
@@ -96,9 +97,11 @@ def test_a_reference_that_fails_is_quoted(tmp_path):
     against._run("distill", SETTINGS, reference, Torch("contiguous"), "cpu")
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
+def test_missing_files_and_packages_are_named(tmp_path, monkeypatch):
   missing = tmp_path / "none.py"
-  with pytest.raises(UsageError, match=r"none\.py is not there: .*--reference"):
+  with pytest.raises(
+    UsageError, match=r"none\.py does not exist: .*--reference"
+  ):
     against.find_reference(missing)
   monkeypatch.setenv(against.VARIABLE, str(missing))
   with pytest.raises(UsageError, match=r"none\.py"):
@@ -110,30 +113,31 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     against.find_reference(missing)
 
 
-def test_a_race_of_no_repeats(monkeypatch):
+def test_zero_repeats_are_refused(monkeypatch):
   monkeypatch.setattr(against, "find_reference", lambda given: given)
   command = Bench("all", SETTINGS, against="torch", repeats=0)
   with pytest.raises(UsageError, match="--repeats"):
     command.run(Console())
 
 
-def test_a_race_of_several_gpus_against_one(monkeypatch):
+def test_several_gpus_against_one_are_refused(monkeypatch):
   gpus = np.array([[types.SimpleNamespace(platform="gpu")]] * 2)
   mesh = types.SimpleNamespace(devices=gpus, size=2)
-  monkeypatch.setattr(parallel, "named_mesh", lambda text: mesh)
+  monkeypatch.setattr(bench, "parse_mesh", lambda text: mesh)
   monkeypatch.setattr(against, "find_reference", lambda given: given)
   command = Bench("all", SETTINGS, against="torch", mesh="data=2")
   with pytest.raises(UsageError, match="--mesh data=2 is 2 gpu devices .* one"):
     command.run(Console())
 
 
-def test_the_reference_itself_takes_our_flags():
+@pytest.mark.slow
+def test_the_real_reference_accepts_our_flags():
   torch()
   reference = shared("bench/torch_reference.py")
   record = against._run(
     "inversion", SETTINGS, reference, Torch("channels_last"), "cpu"
   )
-  ours = timing.records(["inversion"], SETTINGS, parallel.make_mesh(1))
+  ours = timing.records(["inversion"], SETTINGS, make_mesh(1))
   assert record["channels_last"]
   assert record["batch"] == SETTINGS.batch
   assert set(record) - set(next(ours)) == {"compile", "channels_last"}

@@ -1,9 +1,10 @@
 import jax
 import pytest
 
-from dfkt_jax import parallel, placement
 from dfkt_jax.bench import collectives, scaling, topologies, workloads
 from dfkt_jax.bench.scaling import Program
+from dfkt_jax.devices.mesh import make_mesh
+from dfkt_jax.network import placement
 from tests.assets import package
 from tests.bench.networks import SETTINGS, small  # noqa: F401
 
@@ -20,9 +21,9 @@ PROGRAM = """
 
 def mesh_of(topology):
   if topology is None:
-    return parallel.make_mesh(8)
+    return make_mesh(8)
   package("libtpu")
-  return topologies.described(topology)
+  return topologies.topology_mesh(topology)
 
 
 def test_collectives_are_read_from_the_program():
@@ -35,51 +36,52 @@ def test_collectives_are_read_from_the_program():
   ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("topology", [None, "v5e:2x4"])
-def test_no_device_ever_gathers_images_or_the_pool(topology):
+def test_no_device_ever_gathers_images_or_the_replay_buffer(topology):
   mesh = mesh_of(topology)
   with jax.set_mesh(mesh):
     pieces = list(scaling.pieces(SETTINGS))
     programs = {p.name: scaling.compile_piece(p) for p in pieces}
-    networks = workloads.networks(SETTINGS, placement.outline)
+    networks = workloads.networks(SETTINGS, placement.abstract)
   # Arrays of parameters and of statistics: two or so a layer.
   layers = max(len(jax.tree.leaves(n.variables)) for n in networks)
   assert set(programs) == {
     *("inversion", "generator", "student from generator", "latents"),
-    *("push to pool", "student from pool", "shot"),
+    *("push to replay buffer", "student from replay buffer", "shot"),
   }
   labels = 8 * SETTINGS.batch  # two i32 of each drawn image
   for name, program in programs.items():
     if topology is None:
-      share = program.flops / program.asked
+      share = program.flops / program.total_flops
       assert share < 0.2, f"{name}: {share:.1%} of the work on one of 8 devices"
     else:
       assert program.cycles
-    reduced = [c for c in program.said if c.kind == "all-reduce"]
-    others = [c for c in program.said if c.kind != "all-reduce"]
+    reduced = [c for c in program.collectives if c.kind == "all-reduce"]
+    others = [c for c in program.collectives if c.kind != "all-reduce"]
     assert all(c.bytes <= labels for c in others), (name, others)
     assert len(reduced) <= layers, name
-    assert bool(reduced) == (name != "push to pool")
-  assert not programs["push to pool"].said
-  # Of the pool only the drawn images travel.
+    assert bool(reduced) == (name != "push to replay buffer")
+  assert not programs["push to replay buffer"].collectives
+  # Only the drawn images of the buffer are sent.
   images = [
     array
-    for said in programs["student from pool"].said
-    for array in said.arrays
+    for found in programs["student from replay buffer"].collectives
+    for array in found.arrays
     if array[0] == "u32"
   ]
   assert images == [("u32", (SETTINGS.batch, 32 * 32 * 3 // 4))]
 
 
 def test_the_table_has_a_row_for_each_program_and_number():
-  said = tuple(collectives.find(PROGRAM))
+  found = tuple(collectives.find(PROGRAM))
   programs = {
     1: Program("p", 8e9, 8e9, (), 2_000_000, 10_000, None),
-    2: Program("p", 8e9, 4e9, said, 1_000_000, 0, None),
+    2: Program("p", 8e9, 4e9, found, 1_000_000, 0, None),
   }
   records = [
-    scaling.record(program, {"batch": 16}, parallel.make_mesh(count))
+    scaling.record(program, {"batch": 16}, make_mesh(count))
     for count, program in programs.items()
   ]
   assert records[0]["collectives"] == {}

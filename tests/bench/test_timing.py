@@ -6,18 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkt_jax import parallel
 from dfkt_jax.bench import timing, workloads
 from dfkt_jax.bench.peaks import peak
+from dfkt_jax.devices.mesh import make_mesh
 from dfkt_jax.errors import UsageError
 from tests.bench.networks import SETTINGS, small  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("small")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", workloads.WORKLOADS)
-def test_a_workload_runs_and_says_what_the_reference_says(name):
-  (record,) = timing.records([name], SETTINGS, parallel.make_mesh(2))
+def test_a_workload_runs_and_records_the_keys_of_the_reference(name):
+  (record,) = timing.records([name], SETTINGS, make_mesh(2))
   reference = "framework workload arch batch device precision"
   assert {key: record[key] for key in reference.split()} == {
     **dict(framework="jax", workload=name, arch="resnet20"),
@@ -35,13 +36,15 @@ def test_a_workload_runs_and_says_what_the_reference_says(name):
   json.dumps(record)
 
 
-def test_a_round_learns_from_what_it_made():
-  with jax.set_mesh(parallel.make_mesh(1)):
+def test_a_round_stores_a_batch_and_learns():
+  with jax.set_mesh(make_mesh(1)):
     workload = workloads.make("round", SETTINGS)
     before = jax.device_get(workload.state)
     state, infos = workload.step(workload.state, 0)
-  assert int(state.pool.pushed) == int(before.pool.pushed) + 16
-  changed = (np.asarray(state.pool.images) != before.pool.images).any((2, 3, 4))
+  assert int(state.memory.pushed) == int(before.memory.pushed) + 16
+  changed = (np.asarray(state.memory.images) != before.memory.images).any(
+    (2, 3, 4)
+  )
   assert changed.sum() == 16
   assert np.isfinite(infos["distillation"].distance).all()
   assert infos["synthesis"].loss.shape == (2,)
@@ -49,13 +52,13 @@ def test_a_round_learns_from_what_it_made():
   assert np.isinf(state.synthesis.best_loss)
 
 
-def test_networks_in_bf16_answer_nearly_as_in_f32():
+def test_networks_in_bf16_predict_nearly_as_in_f32():
   half = dataclasses.replace(SETTINGS, precision="bf16")
   images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3))
   logits = {}
   for settings in (SETTINGS, half):
     teacher, _ = workloads.networks(settings)
-    x = teacher.spec.normalise(images)
+    x = teacher.spec.normalize(images)
     program = jax.jit(lambda t, x: t.module.apply(t.variables, x, train=False))
     text = program.lower(teacher, x).as_text()
     assert ("bf16" in text) == (settings.precision == "bf16")
@@ -65,7 +68,7 @@ def test_networks_in_bf16_answer_nearly_as_in_f32():
   assert made.module.dtype == jnp.bfloat16
 
 
-def test_flops_are_those_of_the_arithmetic():
+def test_flops_count_the_arithmetic():
   product = workloads.piece(
     "product", 3, jnp.matmul, jnp.ones((8, 16)), jnp.ones((16, 4))
   )
@@ -73,22 +76,22 @@ def test_flops_are_those_of_the_arithmetic():
 
 
 @pytest.mark.parametrize("name", ["steps", "batch", "student_steps"])
-def test_counts_of_none(name):
+def test_counts_of_zero_are_refused(name):
   settings = dataclasses.replace(SETTINGS, **{name: 0})
   with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} is 0"):
     workloads.make("distill", settings)
 
 
-def test_a_batch_that_does_not_divide():
+def test_a_batch_that_does_not_divide_is_refused():
   settings = dataclasses.replace(SETTINGS, batch=12)
   with (
-    jax.set_mesh(parallel.make_mesh(8)),
+    jax.set_mesh(make_mesh(8)),
     pytest.raises(UsageError, match="--batch 12 cannot be split over 8"),
   ):
     workloads.make("distill", settings)
 
 
-def test_peaks_go_by_the_whole_name():
+def test_peaks_are_found_by_the_whole_name():
   assert peak("NVIDIA H200", "bf16") == 989e12
   assert peak("NVIDIA H100 80GB HBM3", "f32") == 494e12
   assert peak("NVIDIA H100 PCIe", "bf16") == 756e12

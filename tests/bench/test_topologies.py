@@ -3,11 +3,13 @@ import importlib.util
 import jax
 import pytest
 
-from dfkt_jax import parallel, placement
 from dfkt_jax.bench import scaling, topologies
 from dfkt_jax.bench.workloads import Settings, piece
 from dfkt_jax.commands.bench import Bench
+from dfkt_jax.devices.mesh import DATA, MODEL
+from dfkt_jax.devices.sharding import platform
 from dfkt_jax.errors import DfktError, UsageError
+from dfkt_jax.network import placement
 from tests.assets import package
 
 
@@ -17,45 +19,45 @@ def measure(settings, mesh):
 
 def test_the_chips_are_in_the_order_of_their_hosts():
   package("libtpu")
-  mesh = topologies.described("v5e:4x4")
+  mesh = topologies.topology_mesh("v5e:4x4")
   hosts = [device.process_index for device in mesh.devices.flat]
-  assert mesh.shape == {parallel.DATA: 16, parallel.MODEL: 1}
+  assert mesh.shape == {DATA: 16, MODEL: 1}
   assert hosts == sorted(hosts)
   with jax.set_mesh(mesh):
-    assert parallel.platform() == "tpu"
-  assert parallel.platform() == "cpu"
+    assert platform() == "tpu"
+  assert platform() == "cpu"
 
 
 @pytest.mark.parametrize("name", ["v5e:3x5", "h100"])
-def test_a_topology_that_there_is_not(name):
+def test_an_unknown_topology_is_refused(name):
   package("libtpu")
-  with pytest.raises(UsageError, match="none that libtpu knows .*v5e:4x4"):
-    topologies.described(name)
+  with pytest.raises(UsageError, match="unknown to libtpu .*v5e:4x4"):
+    topologies.topology_mesh(name)
 
 
-def test_a_batch_that_the_chips_cannot_share():
+def test_a_batch_that_does_not_divide_over_the_chips_is_refused():
   package("libtpu")
-  mesh = topologies.described("v5e:4x4")
+  mesh = topologies.topology_mesh("v5e:4x4")
   with pytest.raises(UsageError, match="--batch 24 cannot be split over 16"):
     next(measure(Settings(batch=24), mesh))
 
 
-def test_a_program_that_the_chips_cannot_hold():
+def test_a_program_that_does_not_fit_the_chips_is_refused():
   package("libtpu")
-  with jax.set_mesh(topologies.described("v5e:2x2")):
-    key = placement.outline(lambda: jax.random.key(0))
+  with jax.set_mesh(topologies.topology_mesh("v5e:2x2")):
+    key = placement.abstract(lambda: jax.random.key(0))
     normal = lambda key: jax.random.normal(key, (2**16, 2**16))
     large = piece("large", 1, lambda key: normal(key) @ normal(key), key)
     with pytest.raises(DfktError, match="'large' does not fit the memory"):
       scaling.compile_piece(large)
 
 
-def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+def test_without_the_compiler_the_message_names_the_package(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
   with pytest.raises(UsageError, match=r"pip install 'jax\[tpu\]'"):
-    topologies.described("v5e:4x4")
+    topologies.topology_mesh("v5e:4x4")
 
 
-def test_a_topology_is_for_scaling_alone():
+def test_a_topology_is_only_for_scaling():
   with pytest.raises(UsageError, match="--topology is for dfkt bench scaling"):
     Bench("distill", topology="v5e:4x4").run(None)  # type: ignore

@@ -1,13 +1,14 @@
 import jax
 import pytest
 
-from dfkt_jax import parallel
 from dfkt_jax.commands.networks import Evaluate
+from dfkt_jax.devices.sharding import data_devices
 from dfkt_jax.errors import UsageError
-from dfkt_jax.network import InputSpec
+from dfkt_jax.evaluation import evaluator
+from dfkt_jax.network import Classification, InputSpec
 from tests.networks import save_tiny
 
-SPEC = InputSpec(*(8, 8, 1), (0.5,), (0.5,), 10)
+SPEC = InputSpec(*(8, 8, 1), (0.5,), (0.5,), Classification(10))
 
 
 def test_an_evaluation_is_the_same_on_any_mesh(tmp_path, monkeypatch):
@@ -16,10 +17,10 @@ def test_an_evaluation_is_the_same_on_any_mesh(tmp_path, monkeypatch):
   batches = set()
 
   def split(images):
-    batches.add((parallel.data_devices(), len(images)))
+    batches.add((data_devices(), len(images)))
     return images
 
-  monkeypatch.setattr(parallel, "split", split)
+  monkeypatch.setattr(evaluator, "shard", split)
   found = [
     Evaluate(place, "digits/test", teacher=place, mesh=mesh).run()
     for mesh in ("data=1", "data=3", None)

@@ -1,4 +1,4 @@
-"""Batches of one shape."""
+"""Padded batches of one shape."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_padded_batches_have_one_shape():
 
 
 @pytest.mark.parametrize(("labels", "size"), [(3, 2), (4, 0)])
-def test_padded_batches_that_cannot_be(labels, size):
+def test_padded_batches_refuse_bad_sizes(labels, size):
   images = np.zeros((4, 2, 2, 1), np.uint8)
   with pytest.raises(ValueError, match=f"4 images, {labels} labels"):
     next(data.padded_batches(images, np.zeros(labels, np.int32), size))

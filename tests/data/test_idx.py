@@ -1,4 +1,4 @@
-"""Which idx files of a folder are meant, and the datasets with a name."""
+"""Selection of idx files in a folder, and the datasets with fixed names."""
 
 import hashlib
 import subprocess
@@ -30,12 +30,12 @@ def write(folder, names, count=2):
 
 
 @pytest.mark.parametrize("names", FILES.values(), ids=FILES)
-def test_spellings_of_the_file_names(tmp_path, names):
+def test_usual_file_names_are_found(tmp_path, names):
   write(tmp_path, names)
   assert data.load(f"idx:{tmp_path}/train").images.shape == (2, 2, 3, 1)
 
 
-def test_two_pairs_are_one_too_many(tmp_path):
+def test_two_pairs_of_files_are_refused(tmp_path):
   write(tmp_path, FILES["plain"])
   write(tmp_path, FILES["prefix"])
   with pytest.raises(UsageError) as error:
@@ -48,14 +48,14 @@ def test_two_pairs_are_one_too_many(tmp_path):
     assert part in str(error.value)
 
 
-def test_digits_stay_on_their_side_of_the_split():
+def test_the_split_of_the_digits_never_changes():
   test = data.load("digits/test")
   digest = hashlib.sha256(test.images.tobytes() + test.labels.tobytes())
   assert digest.hexdigest()[:16] == "cf52d31ab3f645e8"
   assert test.class_names == tuple("0123456789")
 
 
-def test_fashion_mnist_of_the_debian_package():
+def test_fashion_mnist_is_read_from_the_debian_package():
   if not idx.FASHION_MNIST.is_dir():
     pytest.skip("dataset-fashion-mnist is not installed (apt-get)")
   dataset = data.load("fashion_mnist")
@@ -63,7 +63,7 @@ def test_fashion_mnist_of_the_debian_package():
   assert np.bincount(dataset.labels).tolist() == [1000] * 10
 
 
-def test_heavy_packages_wait_until_they_are_needed():
+def test_heavy_packages_are_imported_only_when_needed():
   code = (
     "import sys, dfkt_jax.data; heavy = {'PIL', 'sklearn', 'grain',"
     " 'tensorflow_datasets'}; sys.exit(' '.join(heavy & set(sys.modules)) or 0)"

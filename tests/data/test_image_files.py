@@ -1,4 +1,4 @@
-"""Image files that are not what they seem, and the measurement zip files."""
+"""Unusual and broken image files, and the zip files with real photographs."""
 
 import io
 import zipfile
@@ -9,7 +9,7 @@ import pytest
 
 from dfkt_jax import data
 from dfkt_jax.data import image_files
-from dfkt_jax.data.dataset import NoImage
+from dfkt_jax.data.dataset import NotAnImage
 from dfkt_jax.errors import UsageError
 from tests.assets import shared_data
 
@@ -37,34 +37,34 @@ def refused(text, *parts):
     assert part in str(error.value)
 
 
-def test_hidden_files_are_no_images(tmp_path):
+def test_hidden_files_are_ignored(tmp_path):
   members = {"a/x.png": PLAIN, "__MACOSX/a/._x.png": b"-", "a/._x.png": b"-"}
   dataset = data.load(f"zip:{write_zip(tmp_path / 'z.zip', members)}")
   assert dataset.class_names == ("a",)
   assert len(dataset.labels) == 1
 
 
-def test_classes_that_are_not_the_last_folder(tmp_path):
+def test_classes_that_are_not_the_last_folder_are_refused(tmp_path):
   members = {"n1/images/x.png": PLAIN, "n2/images/y.png": PLAIN}
   path = write_zip(tmp_path / "z.zip", members)
   refused(f"zip:{path}", "z.zip", "n1/images and n2/images", "CLASS/NAME")
 
 
-def test_the_middle_of_larger_images(tmp_path):
-  # 256 pixels of which the network is shown 224, none of them resampled.
+def test_the_center_of_larger_images_is_cropped(tmp_path):
+  # The network's 224 of 256 pixels are cropped without resampling.
   image = np.random.default_rng(0).integers(0, 256, (256, 300, 3), np.uint8)
   path = write_zip(tmp_path / "z.zip", {"a/x.png": png(image)})
   found = data.load(f"zip:{path}", (224, 224), crop=224 / 256).images[0]
   np.testing.assert_array_equal(found, image[16:240, 38:262])
-  # What has the network's size already is left alone.
+  # An image of the requested size is not changed.
   whole = data.load(f"zip:{path}", (256, 300), crop=224 / 256).images[0]
   np.testing.assert_array_equal(whole, image)
 
 
-def test_images_of_sixteen_bits(tmp_path):
+def test_images_of_sixteen_bits_are_refused(tmp_path):
   wide = png(np.full((4, 4), 300, np.uint16))
   path = write_zip(tmp_path / "z.zip", {"a/wide.png": wide})
-  refused(f"zip:{path}", "z.zip: a/wide.png", "8 bits a channel")
+  refused(f"zip:{path}", "z.zip: a/wide.png", "8 bits per channel")
 
 
 def test_a_damaged_member_is_named(tmp_path):
@@ -73,10 +73,10 @@ def test_a_damaged_member_is_named(tmp_path):
   raw = bytearray(path.read_bytes())
   raw[60:80] = bytes(255 - byte for byte in raw[60:80])
   path.write_bytes(raw)
-  refused(f"zip:{path}", "z.zip: a/x.png cannot be read", "mend or remove it")
+  refused(f"zip:{path}", "z.zip: a/x.png cannot be read", "repair or remove it")
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_named(tmp_path, monkeypatch):
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "x.png").write_bytes(PLAIN)
 
@@ -87,9 +87,9 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
   refused(f"folder:{tmp_path}", "a/x.png cannot be read", "Permission denied")
 
 
-def test_whatever_pillow_raises_is_one_sentence(tmp_path, monkeypatch):
-  path = write_zip(tmp_path / "z.zip", {"a/x.png": b"no image"})
-  with pytest.raises(NoImage, match="no image format") as error:
+def test_any_error_of_pillow_becomes_one_sentence(tmp_path, monkeypatch):
+  path = write_zip(tmp_path / "z.zip", {"a/x.png": b"not an image"})
+  with pytest.raises(NotAnImage, match="recognize the image format") as error:
     data.load(f"zip:{path}")
   assert "0x" not in str(error.value)
 
@@ -98,13 +98,13 @@ def test_whatever_pillow_raises_is_one_sentence(tmp_path, monkeypatch):
 
   monkeypatch.setattr(Image, "open", fail)
   with pytest.raises(
-    NoImage, match=r"x.png cannot be read \(a tag of no type\)"
+    NotAnImage, match=r"x.png cannot be read \(a tag of no type\)"
   ):
     data.load(f"zip:{path}")
 
 
-def test_pixels_that_are_broken_halfway(tmp_path):
-  """Pillow raises the first time it decodes them, and not the second."""
+def test_pixels_that_are_broken_halfway_are_refused(tmp_path):
+  """Decode an image for which Pillow raises only the first time."""
   noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
   buffer = io.BytesIO()
   Image.fromarray(noise).save(buffer, "TIFF", compression="tiff_adobe_deflate")
@@ -112,11 +112,11 @@ def test_pixels_that_are_broken_halfway(tmp_path):
   raw[2000:2020] = bytes(20)
   (tmp_path / "a").mkdir()
   (tmp_path / "a/x.png").write_bytes(raw)
-  refused(f"folder:{tmp_path}", "a/x.png cannot be read", "mend or remove it")
+  refused(f"folder:{tmp_path}", "a/x.png cannot be read", "repair or remove it")
 
 
-def test_a_camera_held_upright(tmp_path):
-  """Orientation 6: the first row is the right-hand side of the picture."""
+def test_images_are_turned_upright(tmp_path):
+  """Read orientation 6, whose first row is the right-hand side."""
   wide = np.zeros((4, 6, 3), np.uint8)
   wide[0] = 255
   exif = Image.Exif()
@@ -127,19 +127,19 @@ def test_a_camera_held_upright(tmp_path):
   assert image.shape == (6, 4, 3)
   assert (image[:, 3] == 255).all()
   assert not image[:, :3].any()
-  # What is wrong with EXIF data alone does not matter.
+  # Broken EXIF data are ignored.
   (tmp_path / "a/x.png").write_bytes(png(wide, exif=b"Exif\0\0none"))
   (image,) = data.load(f"folder:{tmp_path}").images
   np.testing.assert_array_equal(image, wide)
 
 
-def test_absurd_sizes(tmp_path, monkeypatch):
+def test_files_that_unpack_to_absurd_sizes_are_refused(tmp_path, monkeypatch):
   path = write_zip(tmp_path / "z.zip", {"a/x.bmp": bytes(2**20)})
-  monkeypatch.setattr(image_files, "LARGEST", 2**19)
-  refused(f"zip:{path}", "z.zip: a/x.bmp would unpack to", "remove it")
+  monkeypatch.setattr(image_files, "MAX_BYTES", 2**19)
+  refused(f"zip:{path}", "z.zip: a/x.bmp would be unpacked to", "remove it")
 
 
-def test_resizing_keeps_the_middle(tmp_path):
+def test_resizing_keeps_the_center(tmp_path):
   wide = np.zeros((4, 12, 3), np.uint8)
   wide[:, 4:8] = 255
   path = write_zip(tmp_path / "z.zip", {"a/x.png": png(wide)})
@@ -147,17 +147,17 @@ def test_resizing_keeps_the_middle(tmp_path):
   assert (images == 255).all()
 
 
-def test_the_real_zip_of_tiny_imagenet():
+def test_the_zip_file_of_tiny_imagenet_is_read():
   path = shared_data("tiny_imagenet_5000.zip")
   dataset = data.load(f"zip:{path}")
   assert dataset.images.shape == (5000, 64, 64, 3)
   assert len(dataset.class_names) == dataset.labels.max() + 1 == 200
   red, green, blue = np.moveaxis(dataset.images.astype(int), -1, 0)
-  grey = ((red == green) & (green == blue)).all((1, 2)).mean()
-  assert 0.01 < grey < 0.03
+  gray = ((red == green) & (green == blue)).all((1, 2)).mean()
+  assert 0.01 < gray < 0.03
 
 
-def test_the_class_index_of_the_real_photos():
+def test_the_class_numbers_in_the_names_of_real_photographs_are_read():
   path = shared_data("imagenet_sample_200.zip")
   with zipfile.ZipFile(path) as archive:
     names = sorted(n for n in archive.namelist() if n.endswith(".JPEG"))

@@ -1,4 +1,4 @@
-"""DATA texts, and a sentence for each that cannot be read."""
+"""Loading of datasets by text, and the messages for what cannot be read."""
 
 import gzip
 import io
@@ -11,7 +11,7 @@ import pytest
 from dfkt_jax import data
 from dfkt_jax.data import shards
 from dfkt_jax.errors import UsageError
-from dfkt_jax.network import InputSpec
+from dfkt_jax.network import Classification, InputSpec
 from tests.assets import shared_data
 
 
@@ -30,39 +30,39 @@ def png(shape=(6, 4), level=7, mode="RGB"):
   return buffer.getvalue()
 
 
-def test_digits_are_split_evenly_and_for_ever():
+def test_the_split_of_the_digits_is_balanced_and_fixed():
   train, test = data.load("digits/train"), data.load("digits/test")
   assert train.images.shape == (1297, 8, 8, 1)
   assert test.images.shape == (500, 8, 8, 1)
   assert np.bincount(test.labels).tolist() == [50] * 10
   assert test.images.max() == 255
-  everything = {image.tobytes() for image in train.images}
-  shared = sum(image.tobytes() in everything for image in test.images)
+  train_images = {image.tobytes() for image in train.images}
+  shared = sum(image.tobytes() in train_images for image in test.images)
   assert shared == 0
-  # A later version must not move an image across.
+  # A later version must not move an image to the other split.
   assert test.labels[:12].tolist() == FIRST_LABELS
   np.testing.assert_array_equal(data.load("digits").labels, test.labels)
 
 
-def test_printed_digits_look_alike_by_class():
+def test_printed_digits_of_a_class_are_similar():
   train, test = data.load("fonts/train"), data.load("fonts/test")
   assert train.images.shape == (2000, 8, 8, 1)
   assert train.images.dtype == np.uint8
   assert np.bincount(test.labels).tolist() == [50] * 10
   np.testing.assert_array_equal(train.images, data.load("fonts/train").images)
-  shown = train.images.reshape(2000, -1).astype(float)
-  drawn = test.images.reshape(500, -1).astype(float)
+  train_rows = train.images.reshape(2000, -1).astype(float)
+  test_rows = test.images.reshape(500, -1).astype(float)
   means = np.stack(
-    [shown[train.labels == digit].mean(0) for digit in range(10)]
+    [train_rows[train.labels == digit].mean(0) for digit in range(10)]
   )
-  distances = np.square(drawn[:, None] - means).sum(-1)
+  distances = np.square(test_rows[:, None] - means).sum(-1)
   assert (distances.argmin(1) == test.labels).mean() > 0.8
 
 
 FIRST_LABELS = [2, 2, 3, 0, 8, 0, 8, 4, 7, 0, 8, 3]
 
 
-def test_slices():
+def test_a_slice_selects_images():
   whole = data.load("digits/test")
   part = data.load("digits/test[10:20]")
   np.testing.assert_array_equal(part.labels, whole.labels[10:20])
@@ -85,11 +85,11 @@ def test_slices():
     ("tfds:no_such_set", ["no_such_set"]),
   ],
 )
-def test_texts_that_name_nothing(text, parts):
+def test_unknown_texts_are_refused(text, parts):
   refused(text, *parts)
 
 
-def test_npz(tmp_path):
+def test_npz_files_are_read(tmp_path):
   path = tmp_path / "a.npz"
   images = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
   train = np.array([True, True, True, False, False])
@@ -109,21 +109,21 @@ def test_npz(tmp_path):
     ({"images": np.zeros((1, 2, 2), np.uint8), "labels": [0.5]}, "float64"),
     (
       {"images": np.zeros((1, 2), object), "labels": [0]},
-      "not a whole .npz file",
+      "is not a whole .npz file",
     ),
   ],
 )
-def test_npz_of_something_else(tmp_path, arrays, part):
+def test_npz_files_with_other_arrays_are_refused(tmp_path, arrays, part):
   path = tmp_path / "a.npz"
   np.savez(path, allow_pickle=True, **arrays)
   refused(f"npz:{path}", "a.npz", part, "expected images uint8")
 
 
-def test_npz_cut_short_and_without_a_split(tmp_path):
+def test_npz_files_without_a_split_or_cut_short_are_refused(tmp_path):
   path = tmp_path / "a.npz"
   images = np.zeros((1, 2, 2), np.uint8)
   np.savez(path, images=images, labels=[0])
-  refused(f"npz:{path}/test", "no array 'train'")
+  refused(f"npz:{path}/test", "no split 'test'", "expected an array 'train'")
   path.write_bytes(path.read_bytes()[:100])
   refused(f"npz:{path}", "a.npz is not a whole .npz file")
 
@@ -137,7 +137,7 @@ def idx(array):
   )
 
 
-def test_idx(tmp_path):
+def test_idx_files_are_read_or_refused(tmp_path):
   images = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2)
   (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(images))
   labels = tmp_path / "t10k-labels-idx1-ubyte.gz"
@@ -148,7 +148,7 @@ def test_idx(tmp_path):
   refused(f"idx:{tmp_path}/train", "0 files of train images", "t10k-images")
   whole = labels.read_bytes()
   labels.write_bytes(whole[:-9])
-  refused(f"idx:{tmp_path}", "labels-idx1", "not a whole gzip file")
+  refused(f"idx:{tmp_path}", "labels-idx1", "expected a whole gzip file")
   labels.write_bytes(gzip.compress(idx(np.array([4, 5]))))
   refused(f"idx:{tmp_path}", "2 labels for 3 images")
   labels.write_bytes(gzip.compress(idx(images)))
@@ -157,7 +157,7 @@ def test_idx(tmp_path):
   refused(f"idx:{tmp_path}", "2 bytes for [3]")
 
 
-def test_fashion_mnist_says_how_to_get_it(tmp_path, monkeypatch):
+def test_the_message_for_missing_fashion_mnist_helps(tmp_path, monkeypatch):
   monkeypatch.setenv("DFKT_FASHION_MNIST", str(tmp_path / "none"))
   refused("fashion_mnist", "apt-get install dataset-fashion-mnist")
   monkeypatch.setenv("DFKT_FASHION_MNIST", str(tmp_path))
@@ -168,24 +168,24 @@ def test_fashion_mnist_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_image_files(tmp_path, kind):
+def test_image_files_are_read(tmp_path, kind):
   members = {"b/1.png": png(), "a/2.PNG": png(mode="L"), "b/0.png": png()}
   if kind == "folder":
-    place = tmp_path / "images"
+    location = tmp_path / "images"
     for name, raw in members.items():
-      (place / name).parent.mkdir(parents=True, exist_ok=True)
-      (place / name).write_bytes(raw)
+      (location / name).parent.mkdir(parents=True, exist_ok=True)
+      (location / name).write_bytes(raw)
   else:
-    place = tmp_path / "images.zip"
-    with zipfile.ZipFile(place, "w") as archive:
+    location = tmp_path / "images.zip"
+    with zipfile.ZipFile(location, "w") as archive:
       for name, raw in members.items():
         archive.writestr(name, raw)
-  dataset = data.load(f"{kind}:{place}")
+  dataset = data.load(f"{kind}:{location}")
   assert dataset.images.shape == (3, 6, 4, 3)
   assert dataset.labels.tolist() == [0, 1, 1]
   assert dataset.class_names == ("a", "b")
-  assert data.load(f"{kind}:{place}", (8, 8)).images.shape == (3, 8, 8, 3)
-  assert (data.load(f"{kind}:{place}", (8, 8)).images == 7).all()
+  assert data.load(f"{kind}:{location}", (8, 8)).images.shape == (3, 8, 8, 3)
+  assert (data.load(f"{kind}:{location}", (8, 8)).images == 7).all()
 
 
 def write_zip(path, **members):
@@ -194,7 +194,7 @@ def write_zip(path, **members):
       archive.writestr(name.replace("__", "/") + ".png", raw)
 
 
-def test_image_files_that_cannot_be_used(tmp_path):
+def test_unsuitable_image_files_are_refused(tmp_path):
   path = tmp_path / "z.zip"
   write_zip(path)
   refused(f"zip:{path}", "z.zip holds no images")
@@ -204,12 +204,12 @@ def test_image_files_that_cannot_be_used(tmp_path):
   write_zip(path, a__x=png(), b__y=png()[:40])
   refused(f"zip:{path}", "b/y.png cannot be read")
   write_zip(path, a__x=png(), y=png())
-  refused(f"zip:{path}", "class of some images is not told")
-  path.write_bytes(b"no zip at all")
-  refused(f"zip:{path}", "not a whole, unencrypted zip file")
+  refused(f"zip:{path}", "some images have no class")
+  path.write_bytes(b"not a zip file")
+  refused(f"zip:{path}", "expected a whole, unencrypted zip file")
 
 
-def test_the_class_in_front_of_a_name(tmp_path):
+def test_a_number_before_a_name_is_the_class(tmp_path):
   path = tmp_path / "z.zip"
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("0003_dog.png", png())
@@ -218,8 +218,8 @@ def test_the_class_in_front_of_a_name(tmp_path):
 
 
 @pytest.mark.parametrize("names", [(), ("cat", "dog", "eel")])
-def test_tfds_reads_what_synthesize_writes(tmp_path, names):
-  spec = InputSpec(6, 4, 3, (0.5,) * 3, (0.2,) * 3, 3, names)
+def test_tfds_reads_synthesized_datasets(tmp_path, names):
+  spec = InputSpec(6, 4, 3, (0.5,) * 3, (0.2,) * 3, Classification(3, names))
   layout = shards.Layout(tmp_path / "set", 2, spec)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
@@ -235,7 +235,7 @@ def test_tfds_reads_what_synthesize_writes(tmp_path, names):
   refused(f"tfds:{tmp_path / 'set'}/test", "no split 'test'", "train")
 
 
-def test_real_files():
+def test_real_files_are_read():
   usps = data.load(f"npz:{shared_data('usps.npz')}/test")
   assert usps.images.shape == (2007, 16, 16, 1)
   folder = shared_data("mnist-t10k-images-idx3-ubyte.gz").parent
@@ -246,22 +246,22 @@ def test_real_files():
   assert photos.labels[0] == 0
 
 
-def test_fit():
+def test_resizing_changes_size_and_channels():
   rng = np.random.default_rng(0)
-  grey = rng.integers(0, 256, (3, 16, 16, 1), dtype=np.uint8)
-  dataset = data.Dataset("made", grey, np.zeros(3, np.int32))
-  assert data.fit(dataset, 16, 16, 1) is dataset
-  rgb = data.fit(dataset, 16, 16, 3)
+  gray = rng.integers(0, 256, (3, 16, 16, 1), dtype=np.uint8)
+  dataset = data.Dataset("made", gray, np.zeros(3, np.int32))
+  assert data.resize(dataset, 16, 16, 1) is dataset
+  rgb = data.resize(dataset, 16, 16, 3)
   for channel in range(3):
-    np.testing.assert_array_equal(rgb.images[..., channel], grey[..., 0])
-  back = data.fit(rgb, 16, 16, 1)
-  np.testing.assert_array_equal(back.images, grey)
-  flat = data.Dataset("made", np.full_like(grey, 90), dataset.labels)
-  assert (data.fit(flat, 7, 5, 1).images == 90).all()
-  # Antialiased: an image of alternate columns halves to its mean.
+    np.testing.assert_array_equal(rgb.images[..., channel], gray[..., 0])
+  back = data.resize(rgb, 16, 16, 1)
+  np.testing.assert_array_equal(back.images, gray)
+  flat = data.Dataset("made", np.full_like(gray, 90), dataset.labels)
+  assert (data.resize(flat, 7, 5, 1).images == 90).all()
+  # With antialiasing, an image of alternate columns is halved to its mean.
   stripes = np.zeros((1, 8, 8, 1), np.uint8)
   stripes[:, :, ::2] = 200
-  halved = data.fit(
+  halved = data.resize(
     data.Dataset("made", stripes, np.zeros(1, np.int32)), 4, 4, 1
   )
   assert np.abs(halved.images[:, :, 1:-1].astype(int) - 100).max() < 30

@@ -1,4 +1,4 @@
-"""What an .npz file may hold besides the arrays that test_load.py reads."""
+"""Contents of .npz files beyond the arrays that test_load.py reads."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ IMAGES = np.zeros((2, 3, 3), np.uint8)
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], [b"cat", b"dog"]])
-def test_class_names(tmp_path, names):
+def test_class_names_are_read(tmp_path, names):
   path = tmp_path / "a.npz"
   np.savez(path, images=IMAGES, labels=[0, 1], class_names=names)
   assert data.load(f"npz:{path}").class_names == ("cat", "dog")
@@ -34,7 +34,7 @@ def test_class_names(tmp_path, names):
     ({"labels": [0, 1], "images": IMAGES[:, :0]}, ["[2, 0, 3, 1]"]),
   ],
 )
-def test_arrays_that_do_not_fit(tmp_path, arrays, parts):
+def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, parts):
   path = tmp_path / "a.npz"
   np.savez(path, **{"images": IMAGES, **arrays})
   with pytest.raises(UsageError) as error:
@@ -43,17 +43,17 @@ def test_arrays_that_do_not_fit(tmp_path, arrays, parts):
     assert part in str(error.value)
 
 
-def test_damage_is_no_traceback(tmp_path):
+def test_damaged_files_raise_only_usage_errors(tmp_path):
   path = tmp_path / "a.npz"
   images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
   np.savez_compressed(path, images=images, labels=np.zeros(20, int))
   whole = path.read_bytes()
   messages = []
-  for place in range(0, len(whole), 61):
+  for position in range(0, len(whole), 61):
     damaged = bytearray(whole)
-    damaged[place] ^= 0xFF
+    damaged[position] ^= 0xFF
     path.write_bytes(damaged)
-    # Some bytes, such as the time of a member, do not matter.
+    # Some bytes, such as the time of a member, are not used.
     try:
       data.load(f"npz:{path}")
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Where a pool's images come from, and what is broken there."""
+"""The sources of a pool's images, and their broken files."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def flat(value, size=(6, 9), kind="PNG") -> bytes:
 
 @pytest.fixture
 def folder(tmp_path):
-  place = tmp_path / "photos"
+  directory = tmp_path / "photos"
   files = {
     "b.webp": flat(90, kind="WEBP"),
     "c.png": flat(77, (8, 5)),
@@ -37,12 +37,12 @@ def folder(tmp_path):
     "a/deep/x.png": flat(10),
   }
   for name, raw in files.items():
-    (place / name).parent.mkdir(parents=True, exist_ok=True)
-    (place / name).write_bytes(raw)
-  return place
+    (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_bytes(raw)
+  return directory
 
 
-def quietly(_):
+def no_log(_):
   pass
 
 
@@ -50,12 +50,12 @@ def names(opened):
   return [opened.names[index] for index in range(len(opened))]
 
 
-def test_packed_and_plain_members_of_a_zip_file(folder, tmp_path):
+def test_compressed_and_stored_members_of_a_zip_file_are_read(folder, tmp_path):
   path = tmp_path / "pool.zip"
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
     for file in sorted(folder.rglob("*.*")):
-      how = zipfile.ZIP_STORED if file.suffix == ".jpg" else None
-      archive.write(file, file.relative_to(folder).as_posix(), how)
+      compression = zipfile.ZIP_STORED if file.suffix == ".jpg" else None
+      archive.write(file, file.relative_to(folder).as_posix(), compression)
   a = open_pool(f"zip:{path}", SHAPE, tmp_path / "c", workers=3)
   b = open_pool(f"folder:{folder}", SHAPE, tmp_path / "c")
   assert names(a) == sorted(names(b))
@@ -71,7 +71,7 @@ def test_a_broken_member_of_a_zip_file_is_left_out(tmp_path):
   raw = bytearray(path.read_bytes())
   raw[raw.index(b"a.png") + 40] ^= 255
   path.write_bytes(raw)
-  opened = open_pool(f"zip:{path}", SHAPE, tmp_path / "c", say=quietly)
+  opened = open_pool(f"zip:{path}", SHAPE, tmp_path / "c", log=no_log)
   assert names(opened) == ["b.png"]
   card = json.loads((opened.cache / pools.CARD).read_text())
   assert (card["images"], card["left_out"]) == (1, 1)
@@ -90,63 +90,63 @@ def test_arrays_are_read_in_place(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["npz", "zip", "folder"])
-def test_files_that_look_alike_are_two_pools(tmp_path, kind):
-  """Of one name, size and time."""
+def test_similar_files_make_two_pools(tmp_path, kind):
+  """Open files of the same name, size and time in two folders."""
   pixels = []
   for value in (3, 4):
-    place = tmp_path / str(value)
-    place.mkdir()
+    directory = tmp_path / str(value)
+    directory.mkdir()
     image = np.full(SHAPE, value, np.uint8)
     if kind == "npz":
-      np.savez(place / "p.npz", images=image[None])
+      np.savez(directory / "p.npz", images=image[None])
     elif kind == "zip":
-      with zipfile.ZipFile(place / "p.zip", "w") as archive:
+      with zipfile.ZipFile(directory / "p.zip", "w") as archive:
         archive.writestr("a.bmp", flat(value, kind="BMP"))
     else:
-      (place / "p.folder").mkdir()
-      (place / "p.folder/a.bmp").write_bytes(flat(value, kind="BMP"))
-    for path in place.rglob("*"):
+      (directory / "p.folder").mkdir()
+      (directory / "p.folder/a.bmp").write_bytes(flat(value, kind="BMP"))
+    for path in directory.rglob("*"):
       os.utime(path, (9, 9))
-    text = f"{kind}:{place}/p.{kind}"
-    opened = open_pool(text, SHAPE, tmp_path / "c", say=quietly)
+    text = f"{kind}:{directory}/p.{kind}"
+    opened = open_pool(text, SHAPE, tmp_path / "c", log=no_log)
     pixels.append(int(opened.images[0].max()))
   assert pixels == [3, 4]
 
 
-def test_a_file_that_was_overwritten_is_another_pool(tmp_path):
-  """In its place, and of its size and time."""
+def test_a_file_that_was_overwritten_makes_another_pool(tmp_path):
+  """Overwrite a file by another of the same size and time."""
   for value in (3, 4):
     path = tmp_path / "p.npz"
     np.savez(path, images=np.full((1, *SHAPE), value, np.uint8))
     os.utime(path, (9, 9))
-    opened = open_pool(f"npz:{path}", SHAPE, tmp_path / "c", say=quietly)
+    opened = open_pool(f"npz:{path}", SHAPE, tmp_path / "c", log=no_log)
     assert (opened.images[0] == value).all()
 
 
-def test_a_shard_that_is_gone_stops_the_pool(tmp_path):
+def test_a_missing_shard_stops_the_pool(tmp_path):
   images = np.zeros((4, *SHAPE), np.uint8)
   dataset = Dataset("four", images, np.zeros(4, np.int32))
-  made = builder.write("four", {"train": dataset}, tmp_path, shard_bytes=96)
-  next(made.glob("*00001-of-00002")).unlink()
+  written = builder.write("four", {"train": dataset}, tmp_path, shard_bytes=96)
+  next(written.glob("*00001-of-00002")).unlink()
   with pytest.raises(UsageError, match="cannot be read from"):
-    open_pool(f"tfds:{made}/train", SHAPE, tmp_path / "c", say=quietly)
+    open_pool(f"tfds:{written}/train", SHAPE, tmp_path / "c", log=no_log)
 
 
-def test_a_prepared_dataset_is_a_pool(tmp_path):
+def test_a_prepared_dataset_makes_a_pool(tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), np.uint8)
   dataset = Dataset("five", images, np.zeros(5, np.int32))
-  made = builder.write("five", {"train": dataset}, tmp_path)
-  opened = open_pool(f"tfds:{made}/train", SHAPE, tmp_path / "c")
+  written = builder.write("five", {"train": dataset}, tmp_path)
+  opened = open_pool(f"tfds:{written}/train", SHAPE, tmp_path / "c")
   np.testing.assert_array_equal(opened.images[:], images)
   assert opened.names[3] == "train/00000003"
 
 
-def test_names_that_are_no_text(tmp_path):
-  place = tmp_path / "odd"
-  place.mkdir()
+def test_file_names_may_be_any_bytes(tmp_path):
+  directory = tmp_path / "odd"
+  directory.mkdir()
   for name in (b"two\nlines.png", b"\xff.png", "\u00e9.png".encode()):
-    Path(os.fsdecode(os.fsencode(place) + b"/" + name)).write_bytes(flat(3))
-  opened = open_pool(f"folder:{place}", SHAPE, tmp_path / "c")
+    Path(os.fsdecode(os.fsencode(directory) + b"/" + name)).write_bytes(flat(3))
+  opened = open_pool(f"folder:{directory}", SHAPE, tmp_path / "c")
   assert len(opened) == 3
   assert set(names(opened)) == {"two\\nlines.png", "\\udcff.png", "\u00e9.png"}
 
@@ -155,17 +155,17 @@ _DECODE = """
 import os, sys
 from pathlib import Path
 from dfkt_jax.data import pool
-pool.PART_BYTES = 2 * 4 * 4 * 3
-save = pool.save
+pool.CHUNK_BYTES = 2 * 4 * 4 * 3
+save_npy = pool.save_npy
 def save_and_die(path, array):
-  save(path, array)
+  save_npy(path, array)
   os.kill(os.getpid(), 9)
-pool.save = save_and_die
+pool.save_npy = save_and_die
 pool.open_pool(sys.argv[1], (4, 4, 3), Path(sys.argv[2]))
 """
 
 
-def test_kill_9_in_the_middle_of_decoding(folder, tmp_path, monkeypatch):
+def test_a_killed_decoding_continues(folder, tmp_path, monkeypatch):
   text, cache = f"folder:{folder}", tmp_path / "cache"
   killed = subprocess.run(
     [sys.executable, "-c", _DECODE, text, str(cache)],
@@ -173,11 +173,11 @@ def test_kill_9_in_the_middle_of_decoding(folder, tmp_path, monkeypatch):
     cwd=Path(__file__).parents[2],
   )
   assert killed.returncode == -9
-  (part,) = cache.rglob("*.npy")
-  before = part.stat().st_mtime_ns
-  monkeypatch.setattr(pools, "PART_BYTES", 2 * 4 * 4 * 3)
-  opened = open_pool(text, SHAPE, cache, say=quietly)
-  assert part.stat().st_mtime_ns == before
-  whole = open_pool(text, SHAPE, tmp_path / "other", say=quietly)
+  (chunk,) = cache.rglob("*.npy")
+  before = chunk.stat().st_mtime_ns
+  monkeypatch.setattr(pools, "CHUNK_BYTES", 2 * 4 * 4 * 3)
+  opened = open_pool(text, SHAPE, cache, log=no_log)
+  assert chunk.stat().st_mtime_ns == before
+  whole = open_pool(text, SHAPE, tmp_path / "other", log=no_log)
   np.testing.assert_array_equal(opened.images[:], whole.images[:])
   assert names(opened) == names(whole)

@@ -1,4 +1,4 @@
-"""Streams: every example once an epoch, on the very next one after a stop."""
+"""Streams: every example once per epoch, and an exact position on resuming."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def take(stream, count):
   return [np.asarray(next(stream)) for _ in range(count)]
 
 
-def test_every_epoch_has_everything_once_in_another_order():
+def test_every_epoch_has_every_example_once_in_another_order():
   with Stream(NUMBERS, 5, seed=3) as stream:
     epochs = [np.concatenate(take(stream, 2)) for _ in range(3)]
   for epoch in epochs:
@@ -36,14 +36,14 @@ def test_batches_reach_into_the_next_epoch():
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_batches_of_one(shuffle):
+def test_batches_may_have_one_example(shuffle):
   with Stream(NUMBERS, 1, seed=3, shuffle=shuffle) as stream:
     drawn = np.concatenate(take(stream, 20))
   assert sorted(drawn[:10]) == sorted(drawn[10:]) == NUMBERS.tolist()
   assert (drawn[:10] != drawn[10:]).any() == shuffle
 
 
-def test_it_resumes_on_the_very_next_example():
+def test_a_stream_resumes_with_the_next_example():
   with Stream(NUMBERS, 4, seed=1) as stream:
     take(stream, 3)
     state = stream.state
@@ -57,17 +57,17 @@ def test_it_resumes_on_the_very_next_example():
 def test_the_global_batch_does_not_depend_on_the_processes(processes):
   with Stream(NUMBERS, 8, seed=5) as stream:
     expected = take(stream, 3)
-  pieces = []
+  shards = []
   for process in range(processes):
     with Stream(
       NUMBERS, 8, seed=5, process=process, processes=processes
     ) as stream:
-      pieces.append(take(stream, 3))
-  joined = [np.concatenate(batch) for batch in zip(*pieces)]
+      shards.append(take(stream, 3))
+  joined = [np.concatenate(batch) for batch in zip(*shards)]
   np.testing.assert_array_equal(joined, expected)
 
 
-def test_one_epoch_in_order_ends_with_what_is_left():
+def test_one_epoch_ends_with_a_smaller_batch():
   options = {"shuffle": False, "epochs": 1}
   with Stream(NUMBERS, 4, **options) as stream:
     batches = [batch.tolist() for batch in stream]
@@ -75,7 +75,7 @@ def test_one_epoch_in_order_ends_with_what_is_left():
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_a_pass_is_shared_out_to_the_last_example(processes):
+def test_processes_share_every_example_of_an_epoch(processes):
   options = {"shuffle": False, "epochs": 1, "processes": processes}
   seen, lengths = [], set()
   for process in range(processes):
@@ -83,12 +83,12 @@ def test_a_pass_is_shared_out_to_the_last_example(processes):
       batches = list(stream)
     lengths.add(len(batches))
     seen += np.concatenate(batches).tolist()
-  # All of them take part in every batch, if with nothing.
+  # Every process takes part in every batch, even with 0 examples.
   assert lengths == {3}
   assert sorted(seen) == list(range(9))
 
 
-def test_an_error_in_reading_arrives_as_it_is():
+def test_an_error_of_the_source_is_raised_unchanged():
   class Broken:
     def __len__(self):
       return 4
@@ -122,7 +122,9 @@ def test_trees_are_stacked_leaf_by_leaf():
   ("numbers", "batch", "processes"),
   [([], 2, 1), (NUMBERS, 0, 1), (NUMBERS, 3, 2)],
 )
-def test_what_cannot_be_shared_out_is_refused(numbers, batch, processes):
+def test_batches_that_do_not_divide_evenly_are_refused(
+  numbers, batch, processes
+):
   with pytest.raises(UsageError, match="--batch-size"):
     Stream(numbers, batch, process=0, processes=processes)
 
@@ -139,9 +141,9 @@ with Stream(source, 8, epochs=1) as stream:
   images = [image for batch in stream for image in batch["image"]]
 print("read", *(int(image[0, 0, 0]) for image in images))
 
-from dfkt_jax import parallel
 from dfkt_jax.data.stream import put
-mesh = parallel.make_mesh()
+from dfkt_jax.devices.mesh import make_mesh
+mesh = make_mesh()
 with Stream(source, 8, seed=4) as stream:
   whole = put(next(stream)["image"], mesh)
 local = [shard.data[:, 0, 0, 0].tolist() for shard in whole.addressable_shards]
@@ -150,7 +152,7 @@ print("batch", *sum(local, []))
 """
 
 
-def test_two_processes_find_every_example_of_a_tfds_dataset_once(tmp_path):
+def test_two_processes_read_every_example_of_a_tfds_dataset_once(tmp_path):
   images = np.zeros((37, 4, 4, 1), np.uint8)
   images[:, 0, 0, 0] = np.arange(37)
   dataset = Dataset("numbers", images, np.arange(37, dtype=np.int32) % 3)
@@ -168,15 +170,16 @@ def test_two_processes_find_every_example_of_a_tfds_dataset_once(tmp_path):
     )
     for number in range(2)
   ]
-  found, pieces = [], []
+  found, batch = [], []
   for process in processes:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     lines = dict(line.split(" ", 1) for line in out.splitlines() if " " in line)
     found.append([int(word) for word in lines["read"].split()])
-    pieces += [int(word) for word in lines["batch"].split()]
+    batch += [int(word) for word in lines["batch"].split()]
     assert lines["shape"] == "(8, 4, 4, 1)"
   assert sorted(found[0] + found[1]) == list(range(37))
   assert min(map(len, found)) >= 15
-  with Stream(tfds_source.open_split(str(folder), "train"), 8, seed=4) as alone:
-    assert pieces == next(alone)["image"][:, 0, 0, 0].tolist()
+  source = tfds_source.open_split(str(folder), "train")
+  with Stream(source, 8, seed=4) as stream:
+    assert batch == next(stream)["image"][:, 0, 0, 0].tolist()

@@ -1,4 +1,4 @@
-"""`dfkt teacher train` on a dataset that it streams."""
+"""`dfkt teacher train` on a streamed dataset."""
 
 import json
 import os
@@ -10,16 +10,16 @@ import time
 import pytest
 
 from dfkt_jax import data, teachers
-from dfkt_jax.cli import main
+from dfkt_jax.cli.dispatch import main
 from dfkt_jax.data import builder
-from dfkt_jax.metrics import read_metrics
+from dfkt_jax.runs.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-  chosen = data.load("digits/train[:200]")
-  place = tmp_path_factory.mktemp("datasets")
-  return builder.write("some_digits", {"train": chosen}, place)
+  digits = data.load("digits/train[:200]")
+  folder = tmp_path_factory.mktemp("datasets")
+  return builder.write("some_digits", {"train": digits}, folder)
 
 
 def words(dataset: Path, work: Path) -> list[str]:
@@ -32,14 +32,15 @@ def words(dataset: Path, work: Path) -> list[str]:
   ]
 
 
-def test_kill_9_and_a_rerun_equal_an_uninterrupted_run(
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
   dataset, tmp_path, capsys
 ):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   process = subprocess.Popen(
     [sys.executable, "-m", "dfkt_jax", *words(dataset, killed)],
     stdout=subprocess.DEVNULL,
-    # As many devices as this process has, so that sums add up the same.
+    # The number of devices of this process, so that sums have the same order.
     env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
   )
   saved = killed / "checkpoints"

@@ -1,4 +1,4 @@
-"""Tiny ArrayRecord datasets, written by tfds, read without TensorFlow."""
+"""Tiny ArrayRecord datasets, written by tfds and read without TensorFlow."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def tensor(dtype=np.uint8, shape=(4, 3, 1)):
 
 
 def prepare(root, features, splits, supervised_keys=None) -> Path:
-  """Writes {split: examples} as a dataset `tiny`; its directory."""
+  """Write {split: examples} as a dataset `tiny` and return its directory."""
 
   class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
@@ -72,11 +72,11 @@ def refused(text, *parts):
 
 
 def by_pixels(images, labels):
-  """tfds shuffles what it writes."""
+  """Sort examples, which tfds shuffles when it writes them."""
   return sorted((x.tobytes(), int(y)) for x, y in zip(images, labels))
 
 
-def test_a_prepared_dataset(prepared):
+def test_a_prepared_dataset_is_read(prepared):
   dataset = data.load(f"tfds:{prepared}/train")
   assert dataset.images.dtype == np.uint8
   assert dataset.labels.dtype == np.int32
@@ -90,7 +90,7 @@ def test_a_prepared_dataset(prepared):
   assert "tensorflow" not in sys.modules
 
 
-def test_keys_of_other_names(tmp_path):
+def test_supervised_keys_may_have_any_name(tmp_path):
   path = prepare(
     tmp_path,
     {"picture": tensor(), "digit": CLASSES, "image": tfds.features.Text()},
@@ -107,7 +107,7 @@ def test_keys_of_other_names(tmp_path):
     (
       {"image": tensor(np.float32), "label": CLASSES},
       IMAGES.astype(np.float32),
-      ["'image' of float32", "expected uint8"],
+      ["'image' of type float32", "expected uint8"],
     ),
     (
       {"image": tensor(shape=(2, 3, 2)), "label": CLASSES},
@@ -122,11 +122,11 @@ def test_keys_of_other_names(tmp_path):
     (
       {"image": tensor(), "label": tensor(np.float32, ())},
       IMAGES,
-      ["'label' of float32", "whole numbers"],
+      ["'label' of type float32", "whole numbers"],
     ),
   ],
 )
-def test_examples_that_do_not_fit(tmp_path, features, images, parts):
+def test_unsuitable_features_are_refused(tmp_path, features, images, parts):
   label = next(key for key in features if key != "image")
   rows = examples(label=label, images=images)
   rows = (
@@ -136,7 +136,7 @@ def test_examples_that_do_not_fit(tmp_path, features, images, parts):
   refused(f"tfds:{path}", str(path), *parts)
 
 
-def test_shards_that_are_broken_or_gone(prepared, tmp_path):
+def test_broken_or_missing_shards_are_refused(prepared, tmp_path):
   copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
   shard = next(copy.glob("*test.array_record*"))
   shard.write_bytes(shard.read_bytes()[:-20])
@@ -145,23 +145,23 @@ def test_shards_that_are_broken_or_gone(prepared, tmp_path):
   refused(f"tfds:{copy}", str(copy), "cannot be read", "prepare it again")
 
 
-def test_a_dataset_in_another_form(prepared, tmp_path):
+def test_a_dataset_in_another_file_format_is_refused(prepared, tmp_path):
   copy = Path(shutil.copytree(prepared, tmp_path / "copy"))
   info = copy / "dataset_info.json"
   content = json.loads(info.read_text())
   info.write_text(json.dumps({**content, "fileFormat": "tfrecord"}))
-  refused(f"tfds:{copy}", "not in ArrayRecord form", "array_record")
+  refused(f"tfds:{copy}", "expected ArrayRecord files", "array_record")
 
 
-def test_what_is_not_prepared_or_not_installed(tmp_path, monkeypatch):
+def test_datasets_or_packages_that_are_missing_are_named(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
   refused("tfds:mnist", "tfds:mnist is not prepared", str(tmp_path))
-  refused(f"tfds:{tmp_path}", "no dataset that tfds knows", "directory")
+  refused(f"tfds:{tmp_path}", "is unknown to tfds", "directory")
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-  refused("tfds:mnist", "needs tensorflow-datasets", "pip install")
+  refused("tfds:mnist", "expected tensorflow-datasets", "pip install")
 
 
-def test_array_record_is_not_installed(prepared, monkeypatch):
+def test_a_missing_array_record_package_is_named(prepared, monkeypatch):
   def missing(builder, split):
     raise ModuleNotFoundError("No module named 'array_record'")
 

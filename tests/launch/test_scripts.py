@@ -1,4 +1,4 @@
-"""Launch scripts: what they would run, and what they do with its exit code."""
+"""Launch scripts: the commands they run, and their exit codes."""
 
 import importlib.util
 import os
@@ -36,7 +36,7 @@ def module(name):
 
 @pytest.fixture
 def fake(tmp_path):
-  """fake(name, exit code): a command that writes down how it was called."""
+  """Return fake(name, exit code), which makes a command that logs its calls."""
   folder = tmp_path / "bin"
   folder.mkdir()
 
@@ -67,14 +67,14 @@ def test_shellcheck_finds_nothing(script):
 
 
 @pytest.mark.parametrize("script", SHELL)
-def test_words_that_are_missing(script):
+def test_missing_words_are_refused(script):
   done = bash(script)
   assert done.returncode == 2
   assert done.stderr.startswith(f"{script}: ")
   assert done.stderr.count("\n") == 1
 
 
-def test_slurm_says_what_it_would_run():
+def test_slurm_prints_the_command():
   done = bash("slurm.sbatch", "--dry-run", *WORDS, DFKT="/bin/true")
   command = shlex.split(done.stdout)
   assert command[:3] == ["env", "DFKT_CLUSTER=1", "srun"]
@@ -82,7 +82,7 @@ def test_slurm_says_what_it_would_run():
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
-def test_slurm_requeues_what_was_preempted(fake, code):
+def test_slurm_requeues_a_preempted_run(fake, code):
   fake("srun", code)
   path = fake("scontrol")
   done = bash("slurm.sbatch", *WORDS, path=path, SLURM_JOB_ID="7")
@@ -103,7 +103,7 @@ def test_a_tpu_host_installs_once_and_joins_the_others(fake, tmp_path):
     *WORDS,
   ]
   assert any("jax[tpu]" in line for line in lines)
-  # Set up already: nothing but the run.
+  # Once set up, only the run is left.
   home = tmp_path / "home"
   (home / "launch").mkdir(parents=True)
   (home / ".venv").mkdir()
@@ -120,13 +120,13 @@ def test_a_tpu_host_installs_once_and_joins_the_others(fake, tmp_path):
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
   assert again() == lines[-1:]
-  # A commit that wants something else.
+  # A commit with other dependencies.
   with open(home / "pyproject.toml", "a") as file:
     file.write("# another dependency\n")
   assert again() == lines
 
 
-def test_a_pod_gets_the_committed_code_and_the_words_whole():
+def test_a_pod_gets_the_committed_code_and_the_words_unchanged():
   done = bash("tpu_pod.sh", "--dry-run", "pod", "us-west4-a", *WORDS)
   archive, copy, run = (shlex.split(line) for line in done.stdout.splitlines())
   assert archive[:2] == ["git", "archive"]
@@ -139,7 +139,7 @@ def test_a_pod_gets_the_committed_code_and_the_words_whole():
   assert words[-len(WORDS) - 1].endswith("launch/tpu_worker.sh")
 
 
-def test_all_hosts_of_a_pod_are_told_to_stop():
+def test_all_hosts_of_a_pod_are_stopped():
   done = bash("tpu_pod.sh", "--stop", "--dry-run", "pod", "us-west4-a")
   (line,) = done.stdout.splitlines()
   assert "--worker=all" in shlex.split(line)
@@ -172,7 +172,7 @@ def test_a_jobset_holds_the_words_and_the_hosts():
   assert container["resources"]["limits"] == {"google.com/tpu": 1}
 
 
-def test_the_job_in_a_jobset_is_what_kubernetes_takes():
+def test_kubernetes_accepts_the_job_in_a_jobset():
   validate = assets.package("kubernetes_validate")
   (job,) = manifest()["spec"]["replicatedJobs"]
   as_job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}}
@@ -184,7 +184,7 @@ def test_the_job_in_a_jobset_is_what_kubernetes_takes():
 
 
 def closed(required=(), **properties):
-  """The schema of an object that has these properties and no others."""
+  """Return the schema of an object with these properties only."""
   return {
     "type": "object",
     "properties": properties,
@@ -195,7 +195,7 @@ def closed(required=(), **properties):
 
 TEXT, WHOLE, TRUTH = ({"type": t} for t in ("string", "integer", "boolean"))
 TEXTS = {"type": "array", "items": TEXT}
-# What a JobSet's own fields may be, after the definition that its project
+# The fields of a JobSet, after the definition that its project
 # publishes (kubernetes-sigs/jobset, jobset.x-k8s.io_jobsets.yaml, v1alpha2).
 RULE = closed(
   ("action", "name"),
@@ -237,7 +237,7 @@ JOBSET = closed(
 )
 
 
-def test_a_jobset_is_one():
+def test_a_jobset_is_valid():
   jsonschema = assets.package("jsonschema")
   found = manifest()
   jsonschema.validate(found, JOBSET)
@@ -249,7 +249,7 @@ def test_a_jobset_is_one():
 @pytest.mark.parametrize(
   "flags", [("--name", "Upper"), ("--topology", "4by4"), ("--topology", "0x4")]
 )
-def test_a_jobset_that_cannot_be(flags, capsys):
+def test_flags_of_an_impossible_jobset_are_refused(flags, capsys):
   with pytest.raises(SystemExit) as stop:
     manifest(*flags)
   assert stop.value.code == 2

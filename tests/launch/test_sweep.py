@@ -1,4 +1,4 @@
-"""Sweeps: the grid, what goes on at once, what a stop and a fault leave."""
+"""Sweeps: the grid, simultaneous runs, and resuming after stops and faults."""
 
 import csv
 import importlib.util
@@ -15,7 +15,7 @@ import pytest
 SWEEP = Path(__file__).parents[2] / "launch" / "sweep.py"
 SPEC = importlib.util.spec_from_file_location("sweep", SWEEP)
 sweep = importlib.util.module_from_spec(SPEC)
-# Its dataclass looks its own module up.
+# Its dataclass looks up its own module.
 sys.modules["sweep"] = sweep
 SPEC.loader.exec_module(sweep)
 
@@ -84,12 +84,12 @@ def test_a_dry_run_has_a_line_a_run(words, capsys, tmp_path):
   assert not (tmp_path / "w").exists()
 
 
-def test_folders_are_named_by_what_is_run_in_them(tmp_path):
+def test_folders_are_named_after_their_runs(tmp_path):
   words = ["./experiments/d.py:dfq", "--workdir", str(tmp_path)]
-  args = sweep._parse([*words, "--grid", "kd.lr=0.1,0.2"])
+  args = sweep._parse([*words, "--grid", "learner.lr=0.1,0.2"])
   assert [run.workdir.name for run in sweep._runs(args)] == [
-    "experiments-d.py.dfq_kd.lr=0.1_seed=0",
-    "experiments-d.py.dfq_kd.lr=0.2_seed=0",
+    "experiments-d.py.dfq_learner.lr=0.1_seed=0",
+    "experiments-d.py.dfq_learner.lr=0.2_seed=0",
   ]
 
 
@@ -102,20 +102,22 @@ def test_every_run_has_a_folder_of_its_own():
 
 
 @pytest.mark.parametrize(
-  ("flags", "said"),
+  ("flags", "message"),
   [
     (("--grid", "rate"), "is not NAME=VALUE"),
-    (("--part", "4/3"), "from 1 to N"),
+    (("--part", "4/3"), "an I from 1 to N"),
     (("--jobs", "0"), "give 1 or more"),
     (("--flags", "--set rate=1"), "--flags has --set"),
     (("--jobs", "3", "--each", "GPU=0,1"), "--each has 2 values"),
   ],
 )
-def test_flags_that_make_no_sweep(words, capsys, flags, said):
+def test_flags_that_do_not_describe_a_sweep_are_refused(
+  words, capsys, flags, message
+):
   with pytest.raises(SystemExit) as stop:
     sweep.main([*words, *flags])
   assert stop.value.code == 2
-  assert said in capsys.readouterr().err
+  assert message in capsys.readouterr().err
 
 
 def test_runs_that_would_share_a_folder_are_refused(words):
@@ -123,7 +125,7 @@ def test_runs_that_would_share_a_folder_are_refused(words):
     sweep.main([*words, "--grid", "rate=1,1", "--dry-run"])
 
 
-def test_a_sweep_tells_faults_and_goes_on_from_what_is_finished(
+def test_a_sweep_reports_faults_and_resumes_after_finished_runs(
   words, tmp_path
 ):
   grid = ("--grid", "rate=0.25,-1", "--each", "SLOT=a,b", "--seeds", "1", "2")
@@ -166,7 +168,7 @@ def test_runs_that_share_a_cpu_are_one_device_each(
   assert expected | kept == sweep._own(sweep._parse([*words, *flags]), 1)
 
 
-def test_a_stop_is_handed_on_and_begins_nothing_new(words, tmp_path):
+def test_a_stop_is_forwarded_and_starts_nothing_new(words, tmp_path):
   process = start([*words, "--grid", "wait=100", "--seeds", "1", "2"])
   began = lambda: list((tmp_path / "w").glob("*/began"))
   deadline = time.monotonic() + 120
@@ -179,7 +181,7 @@ def test_a_stop_is_handed_on_and_begins_nothing_new(words, tmp_path):
   assert len(began()) == 1
 
 
-def test_a_sweep_that_is_killed_takes_its_runs_along(words, tmp_path):
+def test_a_sweep_that_is_killed_stops_its_runs(words, tmp_path):
   process = start([*words, "--grid", "wait=100"])
   began = lambda: list((tmp_path / "w").glob("*/began"))
   deadline = time.monotonic() + 120
@@ -198,7 +200,7 @@ def test_a_sweep_that_is_killed_takes_its_runs_along(words, tmp_path):
   assert not alive()
 
 
-def test_the_table_is_of_what_is_there(words, tmp_path, capsys):
+def test_the_table_has_the_finished_runs(words, tmp_path, capsys):
   runs = list(sweep._runs(sweep._parse([*words, "--seeds", "0", "1"])))
   runs[1].workdir.mkdir(parents=True)
   (runs[1].workdir / "result.json").write_text(json.dumps({"agreement": 0.5}))

@@ -1,11 +1,11 @@
-"""Contrast of given similarities against plain NumPy."""
+"""Compare the contrast of given similarities with plain NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkt_jax.losses.contrastive import choose, contrast
+from dfkt_jax.losses.contrastive import choose_keys, contrast
 
 KEY = jax.random.key(0)
 SIMILARITY = np.random.default_rng(0).uniform(-1, 1, (3, 5)).astype(np.float32)
@@ -16,7 +16,7 @@ OTHERS = np.array(
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])
-def test_a_query_is_asked_for_its_own_key_among_the_chosen(margin):
+def test_the_loss_is_the_share_of_the_own_key_among_the_chosen(margin):
   expected = []
   for row, (mine, others) in enumerate(zip(OWN, OTHERS)):
     own = np.exp((SIMILARITY[row][mine] - margin) / 0.2)
@@ -26,7 +26,7 @@ def test_a_query_is_asked_for_its_own_key_among_the_chosen(margin):
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_keys_that_are_neither_have_no_say():
+def test_keys_that_are_neither_do_not_count():
   moved = np.where(OWN | OTHERS, SIMILARITY, 100.0)
   found = [
     contrast(jnp.asarray(x, jnp.float32), OWN, OTHERS, 0.2)
@@ -46,16 +46,21 @@ def test_a_query_without_its_own_key_has_no_loss_and_no_gradient():
   assert contrast(jnp.asarray(SIMILARITY), own, OTHERS, 0.2)[1] == 0.0
 
 
-def test_so_many_are_chosen_and_all_at_some_time():
+def test_count_keys_are_chosen_and_each_at_some_time():
   among = np.zeros((2, 6), bool)
   among[0, [1, 3, 4, 5]] = True
   among[1, 2] = True
   met = np.zeros(6, int)
   for index in range(30):
-    chosen = np.asarray(choose(jax.random.fold_in(KEY, index), among, 2))
+    chosen = np.asarray(choose_keys(jax.random.fold_in(KEY, index), among, 2))
     assert not (chosen & ~among).any()
     assert chosen[0].sum() == 2
     assert chosen[1].sum() == 1
     met += chosen[0]
   assert (met[[1, 3, 4, 5]] > 5).all()
-  np.testing.assert_array_equal(choose(KEY, among, 100), among)
+  np.testing.assert_array_equal(choose_keys(KEY, among, 100), among)
+
+
+def test_keys_of_another_shape_are_refused():
+  with pytest.raises(AssertionError):
+    contrast(jnp.asarray(SIMILARITY), OWN[:1], OTHERS, 0.2)

@@ -1,4 +1,4 @@
-"""Discrepancies against loops over pairs."""
+"""Compare discrepancies with loops over pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +52,12 @@ def discrepancy(source, target):
   return contrastive_discrepancy(source, target, S_OF, T_OF)
 
 
-def test_it_is_the_mean_over_classes_that_are_there():
+def test_it_is_the_mean_over_present_classes():
   found = discrepancy(jnp.asarray(SOURCE), jnp.asarray(TARGET))
   np.testing.assert_allclose(found, by_hand(), rtol=1e-4)
 
 
-def test_rows_of_no_class_have_no_say():
+def test_rows_without_a_class_do_not_count():
   moved = TARGET.copy()
   moved[4] = 50.0
   np.testing.assert_allclose(
@@ -65,7 +65,7 @@ def test_rows_of_no_class_have_no_say():
   )
 
 
-def test_the_same_rows_in_the_same_classes_have_none():
+def test_equal_rows_in_equal_classes_have_no_discrepancy():
   x = jnp.asarray(SOURCE)
   within, between = contrastive_discrepancy(x, x, S_OF, S_OF)
   assert within == pytest.approx(0.0, abs=1e-5)
@@ -85,3 +85,10 @@ def test_gradients_are_finite_in_corners(source, of):
     if not of.any():
       assert value == 0.0
       assert (gradient == 0).all()
+
+
+def test_classes_of_other_rows_are_refused():
+  with pytest.raises(AssertionError):
+    contrastive_discrepancy(jnp.asarray(SOURCE), TARGET, S_OF, S_OF)
+  with pytest.raises(AssertionError):
+    gaussian_kernels(jnp.asarray(SOURCE), np.ones((5, 1), bool))

@@ -1,3 +1,5 @@
+"""Compare distances of statistics with hand-made ones and released code."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,10 +48,10 @@ def test_moments_of_parts_average_to_those_of_the_whole():
   whole = taps(x.reshape(48, 2))
   parts = jax.vmap(lambda x: statistics.moments(taps(x), running))(x)
   mean = jax.tree.map(lambda leaf: leaf.mean(0), parts)
-  answer = statistics.from_moments(mean, running)
-  assert jax.tree.structure(answer) == jax.tree.structure(whole)
+  found = statistics.from_moments(mean, running)
+  assert jax.tree.structure(found) == jax.tree.structure(whole)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), answer, whole
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, whole
   )
   assert np.abs(parts["bn"]["mean"]).max() < 4
 
@@ -65,12 +67,12 @@ def test_style_is_the_mean_over_layers_of_both_errors():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_no_distance_has_a_finite_gradient():
+def test_a_distance_of_zero_has_a_finite_gradient():
   gradient = jax.grad(statistics.norm_distance)(RUNNING, RUNNING)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_order_of_layers_is_that_of_the_forward_pass():
+def test_layers_are_in_the_order_of_the_forward_pass():
   network = tiny(widths=(2, 3, 4))
   assert net.batch_norm_paths(network) == [("bn1",), ("bn2",), ("bn3",)]
 
@@ -104,10 +106,10 @@ def test_against_released_hooks():
   @jax.jit
   @jax.value_and_grad
   def total(x):
-    _, taps = net.statistics(teacher, spec.denormalise(x))
+    _, taps = net.statistics(teacher, spec.denormalize(x))
     return statistics.norm_distance(taps, teacher.batch_stats)
 
-  value, gradient = total(spec.normalise(noise))
+  value, gradient = total(spec.normalize(noise))
   np.testing.assert_allclose(value, peer["bn_distance_noise_total"], rtol=1e-4)
   np.testing.assert_allclose(
     gradient,
@@ -115,3 +117,16 @@ def test_against_released_hooks():
     rtol=2e-3,
     atol=2e-4 * np.abs(gradient).max(),
   )
+
+
+def test_statistics_of_other_channels_are_refused():
+  taps = {"b": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
+  running = {"b": RUNNING["b"]}
+  for loss in (
+    statistics.norm_distance,
+    statistics.gaussian_kl,
+    statistics.moments,
+    statistics.style,
+  ):
+    with pytest.raises(AssertionError):
+      loss(taps, running)

@@ -1,12 +1,13 @@
-"""What the sfda recipe puts in front of the classes."""
+"""The bottleneck and weight-normalized classifier of the SFDA recipe."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfkt_jax import models, tails
+from dfkt_jax import models
 from dfkt_jax import network as net
+from dfkt_jax.network import layers
 from tests.networks import spec
 
 KEY = jax.random.key(0)
@@ -18,7 +19,7 @@ def network():
   return net.init(KEY, module, spec())
 
 
-def test_the_classifiers_columns_have_a_direction_and_a_length(network):
+def test_columns_of_the_classifier_have_a_direction_and_a_length(network):
   layer = network.params["classifier"]
   scale = jnp.arange(1.0, 11.0)
   params = {
@@ -32,18 +33,18 @@ def test_the_classifiers_columns_have_a_direction_and_a_length(network):
   kernel = kernel / np.linalg.norm(kernel, axis=0) * np.asarray(scale)
   expected = np.asarray(taps["penultimate"]) @ kernel + 1.0
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-  last = tails.layers(changed)[-1]
-  np.testing.assert_allclose(tails.kernel(changed, last), kernel, rtol=1e-5)
+  last = layers.list_layers(changed)[-1]
+  np.testing.assert_allclose(layers.kernel(changed, last), kernel, rtol=1e-5)
 
 
-def test_the_length_begins_as_the_columns_own(network):
+def test_lengths_are_initialized_to_those_of_the_columns(network):
   layer = network.params["classifier"]
   np.testing.assert_allclose(
     layer["scale"], jnp.linalg.norm(layer["kernel"], axis=0), rtol=1e-5
   )
 
 
-def test_features_are_standardised_and_signed(network):
+def test_features_are_standardized_and_signed(network):
   images = jax.random.uniform(KEY, (64, 8, 8, 1))
   _, taps, _ = net.train_features(network, images, KEY)
   features = np.asarray(taps["penultimate"])
@@ -52,8 +53,8 @@ def test_features_are_standardised_and_signed(network):
   assert (features < 0).any()
 
 
-def test_every_parameter_has_its_part(network):
-  parts = tails.parts(network)
+def test_every_parameter_belongs_to_a_part(network):
+  parts = layers.parts(network)
   flat = {
     "/".join(key.key for key in path): part
     for path, part in jax.tree_util.tree_leaves_with_path(parts)
@@ -63,10 +64,10 @@ def test_every_parameter_has_its_part(network):
   assert flat["bottleneck/kernel"] == "bottleneck"
   assert flat["classifier/scale"] == flat["classifier/bias"] == "classifier"
   plain = net.init(KEY, models.build("convnet-half", 10), spec())
-  assert set(jax.tree.leaves(tails.parts(plain))) == {"backbone", "classifier"}
+  assert set(jax.tree.leaves(layers.parts(plain))) == {"backbone", "classifier"}
 
 
-def test_dropout_drops_only_where_a_key_is_given():
+def test_dropout_needs_a_key():
   module = models.build("shot-lenet", 10)
   network = net.init(KEY, module, spec(28))
   images = jax.random.uniform(KEY, (8, 28, 28, 1))

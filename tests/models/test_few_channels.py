@@ -1,3 +1,5 @@
+"""Compare convolutions of few channels with those of JAX."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,8 @@ def arrays(batch, height, width, inputs, outputs):
   )
 
 
-def answers(conv, x, kernel, dy, **settings):
-  """The convolution and its gradients."""
+def evaluate(conv, x, kernel, dy, **settings):
+  """Return the convolution and its gradients."""
 
   def apply(x, kernel):
     call = lambda x, kernel: conv(
@@ -36,9 +38,9 @@ def answers(conv, x, kernel, dy, **settings):
 )
 def test_it_is_the_convolution_and_its_gradients(inputs, outputs, count):
   x, kernel, dy = arrays(2, 5, 8, inputs, outputs)
-  assert few_channels.columns(x.shape, kernel.shape) == count
-  found = answers(few_channels.conv_general_dilated, x, kernel, dy)
-  expected = answers(jax.lax.conv_general_dilated, x, kernel, dy)
+  assert few_channels.count_columns(x.shape, kernel.shape) == count
+  found = evaluate(few_channels.conv_general_dilated, x, kernel, dy)
+  expected = evaluate(jax.lax.conv_general_dilated, x, kernel, dy)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     found,
@@ -46,10 +48,10 @@ def test_it_is_the_convolution_and_its_gradients(inputs, outputs, count):
   )
 
 
-def test_columns_that_cannot_be_paired_are_made_one_by_one():
-  assert few_channels.columns((2, 5, 7, 16), (3, 3, 16, 16)) == 1
-  assert few_channels.columns((2, 5, 6, 16), (3, 3, 16, 16)) == 2
-  assert few_channels.columns((2, 5, 14, 3), (3, 3, 3, 16)) == 2
+def test_the_number_of_columns_divides_the_width():
+  assert few_channels.count_columns((2, 5, 7, 16), (3, 3, 16, 16)) == 1
+  assert few_channels.count_columns((2, 5, 6, 16), (3, 3, 16, 16)) == 2
+  assert few_channels.count_columns((2, 5, 14, 3), (3, 3, 3, 16)) == 2
 
 
 def test_groups_and_strides_are_left_to_jax():
@@ -70,7 +72,7 @@ def test_groups_and_strides_are_left_to_jax():
     )
 
 
-def test_only_a_cpu_does_more_arithmetic_than_it_has_to():
+def test_only_a_cpu_computes_several_columns_at_once():
   x, kernel, _ = arrays(2, 4, 8, 16, 16)
   conv = lambda x, kernel: few_channels.conv_general_dilated(
     x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS
@@ -82,7 +84,7 @@ def test_only_a_cpu_does_more_arithmetic_than_it_has_to():
   assert "tensor<3x4x16x32xf32>" not in lowered("cuda").as_text()
 
 
-def test_a_gradient_of_a_gradient():
+def test_the_gradient_of_a_gradient():
   x, kernel, dy = arrays(1, 4, 4, 4, 4)
 
   def penalty(convolve):

@@ -1,4 +1,4 @@
-"""Networks for ImageNet: sizes, precision, rematerialisation."""
+"""Networks for ImageNet: sizes, precision, rematerialization."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from dfkt_jax.models.mobilenet import MobileNetV2
 from dfkt_jax.models.vision_transformer import VisionTransformer
 from tests.networks import spec
 
-# Of the published networks with 1000 classes.
+# The published networks with 1000 classes.
 PARAMETERS = {
   "imagenet-resnet18": 11_689_512,
   "imagenet-resnet34": 21_797_672,
@@ -54,7 +54,7 @@ IMAGES = jax.random.uniform(jax.random.key(3), (4, 32, 32, 3))
 def network(request):
   module = TINY[request.param]
   network = jax.jit(lambda: net.init(jax.random.key(0), module, spec(32, 3)))()
-  # Initial statistics would hide one that is read for another.
+  # With initial statistics, reading a wrong one would go unnoticed.
   rng = np.random.default_rng(0)
   move = lambda x: x + (x.ndim == 1) * rng.uniform(0.0, 0.3, x.shape)
   moved = jax.tree.map(
@@ -67,7 +67,7 @@ def _with(network, **fields):
   return dataclasses.replace(network, module=network.module.clone(**fields))
 
 
-def test_the_list_is_whole():
+def test_the_list_is_complete():
   assert list(models.IMAGENET) == list(PARAMETERS)
   assert not models.IMAGENET.keys() - models.ARCHS.keys()
 
@@ -82,7 +82,7 @@ def test_parameters_of_the_published_network(arch):
 
 
 def _objective(network, images):
-  """What DeepInversion descends, in short, and what it reads."""
+  """Return a short DeepInversion loss, and the outputs it is computed from."""
   logits, taps = net.statistics(network, images)
   loss = jnp.square(logits).mean()
   if taps:
@@ -91,7 +91,7 @@ def _objective(network, images):
 
 
 def _settled(network):
-  """With running statistics of its inputs, as a network that was trained."""
+  """Set running statistics to those of the images, as in a trained network."""
   train = jax.jit(lambda n: net.train_logits(n, IMAGES, jax.random.key(1))[1])
   for _ in range(50):
     network = dataclasses.replace(network, variables=train(network))
@@ -99,7 +99,7 @@ def _settled(network):
 
 
 def test_remat_changes_neither_names_nor_numbers(network):
-  # `models.norm` takes variances about the running means.
+  # `models.norm` computes variances about the running means.
   network = _settled(network)
   again = _with(network, remat=True)
   shapes = lambda n: jax.eval_shape(
@@ -180,7 +180,7 @@ def test_average_to_a_side_that_does_not_divide():
   assert average_to(found, 3) is found
 
 
-def test_images_that_are_no_whole_patches():
+def test_images_that_are_not_whole_patches_are_refused():
   with pytest.raises(UsageError, match="multiples of 16, not 40x40"):
     jax.eval_shape(
       lambda: net.init(jax.random.key(0), TINY["vit"], spec(40, 3))

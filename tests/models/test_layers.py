@@ -1,3 +1,5 @@
+"""Layers shared by architectures, against those of Flax and JAX."""
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from dfkt_jax import network as net
 from dfkt_jax.models import layers, resnet
 from dfkt_jax.models.resnet import ResNet
-from dfkt_jax.network import InputSpec
+from dfkt_jax.network import Classification, InputSpec
 
 
 def windows(x):
@@ -57,7 +59,7 @@ def test_relu6_and_its_gradient():
 
 
 class Unfolded(nn.Module):
-  """What PooledConv is to answer, from the same parameters."""
+  """The expected output of PooledConv, from the same parameters."""
 
   width: int
   size: int
@@ -85,7 +87,7 @@ def test_pooled_conv_is_a_convolution_relu_and_max_pool(
   params["bias"] = jax.random.normal(key, (4,))
   folded = layers.PooledConv(4, size, padding)
 
-  def answer(params, x):
+  def pooled(params, x):
     return folded.apply({"params": params}, x)
 
   def expected(params, x):
@@ -94,13 +96,13 @@ def test_pooled_conv_is_a_convolution_relu_and_max_pool(
   assert jax.tree.map(jnp.shape, folded.init(key, x)["params"]) == jax.tree.map(
     jnp.shape, params
   )
-  close(answer(params, x), expected(params, x))
+  close(pooled(params, x), expected(params, x))
   loss = lambda f: lambda *args: (f(*args) ** 2).sum()
-  found = jax.grad(loss(answer), argnums=(0, 1))(params, x)
+  found = jax.grad(loss(pooled), argnums=(0, 1))(params, x)
   jax.tree.map(close, found, jax.grad(loss(expected), (0, 1))(params, x))
 
 
-def test_pooled_conv_begins_as_a_convolution_does():
+def test_pooled_conv_is_initialized_like_a_convolution():
   x = jnp.zeros((1, 28, 28, 1))
   key = jax.random.key(2)
 
@@ -117,25 +119,28 @@ def test_pooled_conv_begins_as_a_convolution_does():
   jax.tree.map(np.testing.assert_array_equal, folded, plain)
 
 
-def test_once_is_the_same_number_and_no_copy_on_a_cpu():
+def test_materialize_keeps_the_number_and_is_not_free_on_a_cpu():
   x = jnp.array([-2.5, -0.0, 0.0, 1e-30, 3e38], jnp.float32)
-  value, back = jax.vjp(layers.once, x)
-  # As bits, since -0 equals 0.
+  value, back = jax.vjp(layers.materialize, x)
+  # Compare bits, since -0 equals 0.
   bits = lambda x: np.asarray(x).view(np.int32)
   np.testing.assert_array_equal(bits(value), bits(x))
   np.testing.assert_array_equal(back(x)[0], x)
-  assert layers.once(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+  assert layers.materialize(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
   lowered = lambda platform: (
-    jax.jit(layers.once).trace(x).lower(lowering_platforms=(platform,))
+    jax.jit(layers.materialize).trace(x).lower(lowering_platforms=(platform,))
   )
-  # What XLA:CPU makes of it has to keep the root, which is all that it is for.
+  # The program compiled by XLA:CPU has to keep the square root.
   assert "sqrt" in lowered("cpu").compile().as_text()
   assert "sqrt" not in lowered("cuda").as_text()
 
 
 def most_inputs():
-  """Of the copies that a residual network's weight gradients are made from."""
-  spec = InputSpec(*(8, 8, 3), (0.5,) * 3, (0.5,) * 3, 10)
+  """Return the most inputs of a fused copy in a residual network's gradient.
+
+  Weight gradients are computed from these copies.
+  """
+  spec = InputSpec(*(8, 8, 3), (0.5,) * 3, (0.5,) * 3, Classification(10))
   network = net.init(jax.random.key(0), ResNet(10, (3,), 4, "pad"), spec)
 
   def loss(params, x):
@@ -150,8 +155,9 @@ def most_inputs():
   )
 
 
-def test_once_keeps_xla_from_computing_blocks_again(monkeypatch):
+def test_materialize_keeps_xla_from_recomputing_blocks(monkeypatch):
   bounded = most_inputs()
-  monkeypatch.setattr(resnet, "once", lambda x: x)
-  # Fails as well when XLA stops doing that by itself, and `once` may go.
+  monkeypatch.setattr(resnet, "materialize", lambda x: x)
+  # This also fails once XLA itself no longer recomputes them; then
+  # `materialize` can be deleted.
   assert bounded < most_inputs()

@@ -1,4 +1,4 @@
-"""Every architecture: shapes, named intermediates, BatchNorm statistics."""
+"""All architectures: shapes, named intermediates, BatchNorm statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ SIZES = {
   "ccexam-mnist": (28, 1),
   "ccexam-usps": (16, 1),
 }
-# Of the published networks with 10 classes: He et al. 2016 (0.27M .. 0.85M),
+# The published networks with 10 classes: He et al. 2016 (0.27M .. 0.85M),
 # Zagoruyko & Komodakis 2016, and the PyTorch originals.
 PARAMETERS = {
   "lenet5": 61_706,
@@ -64,7 +64,7 @@ def test_quickstart_student_has_a_quarter_of_the_parameters():
   assert ratio < 0.26
 
 
-def test_any_wide_resnet_is_known():
+def test_wide_resnets_of_any_size_are_known():
   assert models.build("wrn-22-4", 10).widen == 4
 
 
@@ -86,14 +86,14 @@ def test_generator_makes_images_from_batch_statistics():
   images = models.generator.sample(jax.random.key(1), generator, 6)
   assert images.shape == (6, 12, 8, 3)
   assert ((images > 0) & (images < 1)).all()
-  # Alone, an image is normalised by its own statistics.
+  # A smaller batch is normalized by other statistics.
   z = jax.random.normal(jax.random.key(2), (6, 5))
   together = models.generator.generate(generator, z)
   apart = models.generator.generate(generator, z[:2])
   assert not np.allclose(together[:2], apart)
 
 
-def test_generator_refuses_sides_it_cannot_make():
+def test_generator_refuses_sides_that_are_not_multiples():
   make = lambda *args: models.generator.init(jax.random.key(0), *args)
   with pytest.raises(UsageError, match="multiples of 4"):
     make((10, 8, 1), (8, 8, 4), 5)
@@ -103,6 +103,6 @@ def test_generator_refuses_sides_it_cannot_make():
     make((8, 8, 1), (), 5)
 
 
-def test_lenet_refuses_images_it_was_not_made_for():
+def test_lenet_refuses_images_of_other_sizes():
   with pytest.raises(UsageError, match="28x28 or 32x32, not 8x8"):
     net.init(jax.random.key(0), models.build("lenet5", 10), spec(8))

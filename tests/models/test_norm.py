@@ -1,4 +1,4 @@
-"""The BatchNorm that reports its input statistics."""
+"""BatchNorm that reports the statistics of its input."""
 
 import dataclasses
 
@@ -33,14 +33,14 @@ def distance(network, images):
 def test_statistics_are_those_of_the_input():
   network = net.init(jax.random.key(0), OneNorm(), spec())
   _, taps = net.statistics(network, IMAGES)
-  x = np.asarray(network.spec.normalise(IMAGES))
+  x = np.asarray(network.spec.normalize(IMAGES))
   layer = taps["BatchNorm_0"]
   np.testing.assert_allclose(layer["mean"], x.mean((0, 1, 2)), rtol=1e-5)
   np.testing.assert_allclose(layer["var"], x.var((0, 1, 2)), rtol=1e-5)
 
 
 def test_a_small_variance_far_from_zero():
-  """Where E[x^2] - E[x]^2 has no digit left, but for the running mean."""
+  """E[x^2] - E[x]^2 has no correct digit here; offsets from the mean do."""
   x = 1000 + 0.1 * jax.random.normal(jax.random.key(0), (64, 8, 8, 3))
   norm = BatchNorm(use_running_average=True)
   variables = norm.init(jax.random.key(0), x)
@@ -72,7 +72,7 @@ def test_the_gradient_of_mean_and_variance():
   )
 
 
-def test_logits_do_not_depend_on_being_watched():
+def test_reporting_statistics_does_not_change_logits():
   network = tiny()
   logits, _ = net.statistics(network, IMAGES)
   np.testing.assert_array_equal(logits, net.logits(network, IMAGES))
@@ -82,7 +82,7 @@ def test_batch_statistics_in_training_move_the_running_ones():
   network = net.init(jax.random.key(0), OneNorm(), spec())
   out, variables = net.train_logits(network, IMAGES, jax.random.key(0))
   assert np.abs(out.mean()) < 1e-5
-  x = np.asarray(network.spec.normalise(IMAGES))
+  x = np.asarray(network.spec.normalize(IMAGES))
   moved = variables["batch_stats"]["BatchNorm_0"]["mean"]
   np.testing.assert_allclose(moved, 0.1 * x.mean((0, 1, 2)), rtol=1e-4)
   assert set(variables) == {"params", "batch_stats"}
@@ -112,12 +112,12 @@ def test_gradient_survives_transformations(wrap):
     gradient = jax.grad(distance, argnums=1)
     value = jax.vmap(gradient, (None, 0))(network, pair)[0]
   else:
-    value = jax.grad(distance, argnums=1)(rematerialised(network), IMAGES)
+    value = jax.grad(distance, argnums=1)(rematerialized(network), IMAGES)
   np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
 
 
-def rematerialised(network):
-  """The same network with its module wrapped in `nn.remat`."""
+def rematerialized(network):
+  """Return the network with its module wrapped in `nn.remat`."""
   module = nn.remat(type(network.module), static_argnums=(2,))(
     **{
       field.name: getattr(network.module, field.name)
@@ -141,7 +141,7 @@ def test_statistics_stay_f32_under_bf16():
   module = OneNorm(dtype=jnp.bfloat16)
   network = net.init(jax.random.key(0), module, spec())
   _, taps = net.statistics(network, IMAGES)
-  x = np.asarray(network.spec.normalise(IMAGES))
+  x = np.asarray(network.spec.normalize(IMAGES))
   layer = taps["BatchNorm_0"]
   assert layer["mean"].dtype == layer["var"].dtype == jnp.float32
   np.testing.assert_allclose(layer["var"], x.var((0, 1, 2)), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The translator and the discriminator with spectral normalisation."""
+"""The translator, and the discriminator with spectral normalization."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def test_a_translation_is_an_image_of_its_own():
   images = jax.random.uniform(KEY, (4, 8, 8, 1))
   made = jax.jit(translator.translate)(network, images)
   assert 0.0 <= made.min() < 0.1 and 0.9 < made.max() <= 1.0
-  # No image depends on the others of its batch.
+  # Images do not depend on the others of the batch.
   alone = jax.jit(translator.translate)(network, images[:1])
   np.testing.assert_allclose(alone, made[:1], atol=1e-5)
 

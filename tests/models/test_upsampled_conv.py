@@ -9,7 +9,7 @@ from dfkt_jax.models.upsampled_conv import UpsampledConv
 
 
 class Enlarged(nn.Module):
-  """What UpsampledConv is to answer, from the same parameters."""
+  """The expected output of UpsampledConv, from the same parameters."""
 
   width: int
   use_bias: bool
@@ -48,19 +48,19 @@ def test_it_is_the_convolution_of_the_enlarged_image(side, use_bias):
   )
   weights = jax.random.normal(keys[3], (2, 2 * side[0], 2 * side[1], 5))
 
-  def answers(module):
+  def outputs(module):
     loss = lambda params, x: (module.apply(params, x) * weights).sum()
     gradients = jax.jit(jax.grad(loss, (0, 1)))(params, x)
     return jax.jit(module.apply)(params, x), gradients
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    answers(small),
-    answers(enlarged),
+    outputs(small),
+    outputs(enlarged),
   )
 
 
-def test_it_computes_as_it_is_told():
+def test_it_computes_in_its_dtype():
   x = jnp.ones((1, 2, 2, 3), jnp.float32)
   module = UpsampledConv(4, weight_init, dtype=jnp.bfloat16)
   y, variables = jax.eval_shape(

@@ -1,18 +1,26 @@
-"""Prototypes, scores and what each method takes from a pool."""
+"""Prototypes, scores and the images that each method takes from a pool."""
 
 import numpy as np
 import pytest
 
-from dfkt_jax.data.parts import Names, Parts, save
-from dfkt_jax.data.pool import ImagePool
-from dfkt_jax.errors import UsageError
-from dfkt_jax.openworld import odsd, prototypes, selection
+from dfkt_jax.contracts import (
+  HasLearner,
+  HasRecipe,
+  Learner,
+  Scores,
+  Selector,
+  Summarizes,
+)
+from dfkt_jax.data.chunked import ChunkedArray, save_npy
+from dfkt_jax.distillation.kd import KD
+from dfkt_jax.distillation.noise_adaptation import NoiseAdaptation
+from dfkt_jax.distillation.recipe import Recipe
+from dfkt_jax.distillation.relations import ContrastiveRelations
+from dfkt_jax.openworld import odsd, prototypes
 from dfkt_jax.openworld.dfnd import DFND
 from dfkt_jax.openworld.mosaic import MosaicKD
 from dfkt_jax.openworld.odsd import ODSD
 from dfkt_jax.openworld.random_selection import RandomSelection
-from dfkt_jax.openworld.scoring import Scores
-from dfkt_jax.openworld.selection import Selection
 
 COUNT, CLASSES, WIDTH = 300, 3, 6
 
@@ -26,18 +34,49 @@ def scores(tmp_path):
   features = 5.0 * np.eye(WIDTH)[axis] + 0.1 * rng.normal(size=(COUNT, WIDTH))
   features[270:] += rng.normal(size=(30, WIDTH))
   path = tmp_path / "features.npy"
-  save(path, features.astype(np.float16))
+  save_npy(path, features.astype(np.float16))
   return Scores(
     decision,
     rng.uniform(0.3, 1.0, COUNT).astype(np.float32),
     rng.uniform(0.0, 1.0, COUNT).astype(np.float32),
-    Parts([path]),
+    ChunkedArray([path]),
     CLASSES,
   )
 
 
 def rng():
   return np.random.default_rng(1)
+
+
+@pytest.mark.parametrize(
+  ("method", "learner", "steps", "batch_size"),
+  [
+    (DFND(), NoiseAdaptation, 40_000, 512),
+    (MosaicKD(), KD, 196_000, 256),
+    (ODSD(), ContrastiveRelations, 80_000, 128),
+    (RandomSelection(), KD, 80_000, 128),
+  ],
+)
+def test_every_selector_has_its_papers_learner_and_recipe(
+  method, learner, steps, batch_size
+):
+  assert isinstance(method, Selector)
+  assert isinstance(method, HasLearner) and isinstance(method, HasRecipe)
+  assert isinstance(method.learner, learner)
+  assert isinstance(method.learner, Learner)
+  expected = Recipe(steps=steps, batch_size=batch_size, student_steps=5)
+  assert method.recipe == expected
+  assert isinstance(method, Summarizes) == isinstance(method, ODSD)
+
+
+def test_odsd_summarizes_the_selected_images(scores):
+  chosen = ODSD().select(rng(), scores, 60)
+  summary = ODSD().summarize(rng(), scores, chosen)
+  among = np.sort(chosen.index)
+  expected = prototypes.find(rng(), scores, 5, among).directions
+  assert set(summary) == {"prototypes"}
+  np.testing.assert_array_equal(summary["prototypes"], expected)
+  assert expected.shape[1] == WIDTH
 
 
 def test_prototypes_are_the_groups(scores):
@@ -59,22 +98,22 @@ def test_a_class_that_spreads_wider_gets_more_prototypes(scores):
 
 def test_images_lie_at_the_nearest_prototype_of_their_class(scores):
   found = prototypes.find(rng(), scores, per_class=2)
-  placement = prototypes.place(scores, found)
+  assignment = prototypes.assign(scores, found)
   np.testing.assert_array_equal(
-    found.classes[placement.nearest], scores.decision
+    found.classes[assignment.nearest], scores.decision
   )
   u = np.asarray(scores.features[7], np.float32)
   u /= np.linalg.norm(u)
   own = found.classes == scores.decision[7]
   expected = 1.0 - (u @ found.directions[own].T).max()
-  assert placement.distance[7] == pytest.approx(float(expected), abs=1e-5)
+  assert assignment.distance[7] == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_a_part_that_tells_nothing_apart_has_no_weight():
   nearest = np.zeros(50, np.int32)
   distance = np.linspace(0.0, 1.0, 50).astype(np.float32)
-  placement = prototypes.Placement(nearest, distance)
-  score = odsd.adaptive_score(np.full(50, 0.7, np.float32), placement)
+  assignment = prototypes.Assignment(nearest, distance)
+  score = odsd.adaptive_score(np.full(50, 0.7, np.float32), assignment)
   # Confidence is the same everywhere: the order is that of the distance.
   assert (np.diff(score) <= 1e-6).all()
   assert score[0] == pytest.approx(1.0)
@@ -93,8 +132,8 @@ def test_odsd_is_balanced_as_far_as_a_class_goes(scores):
 
 def test_odsd_draws_what_scores_higher_more_often(scores):
   found = prototypes.find(rng(), scores, 5)
-  placement = prototypes.place(scores, found)
-  score = odsd.adaptive_score(scores.confidence, placement)
+  assignment = prototypes.assign(scores, found)
+  score = odsd.adaptive_score(scores.confidence, assignment)
   drawn = np.zeros(COUNT)
   for seed in range(200):
     chosen = ODSD().select(np.random.default_rng(seed), scores, 60)
@@ -129,62 +168,3 @@ def test_random_is_a_function_of_the_seed(scores):
   one, other = (RandomSelection().select(rng(), scores, 50) for _ in range(2))
   np.testing.assert_array_equal(one.index, other.index)
   assert len(set(one.index.tolist())) == 50
-
-
-@pytest.fixture
-def pool(tmp_path):
-  save(tmp_path / "0.npy", np.zeros((4, 2, 2, 1), np.uint8))
-  (tmp_path / "0.txt").write_text("a, b.png\nc.png\nd.png\ne.png")
-  images = Parts([tmp_path / "0.npy"])
-  names = Names([tmp_path / "0.txt"], [4])
-  return ImagePool("zip:pool.zip", images, names, 0, tmp_path, "ab" * 32)
-
-
-def test_a_selection_is_read_back(tmp_path, pool):
-  path = tmp_path / "selection.csv"
-  chosen = Selection(np.array([2, 0]), np.array([0.9, 0.1], np.float32))
-  selection.write(path, chosen, pool, np.arange(4), np.full(4, 0.5))
-  assert path.read_text().splitlines() == [
-    "index,name,class,confidence,score,pool",
-    "2,d.png,2,0.5000,0.9,abababababababab",
-    '0,"a, b.png",0,0.5000,0.1,abababababababab',
-  ]
-  again = selection.read(path, pool)
-  np.testing.assert_array_equal(again.index, [2, 0])
-  np.testing.assert_allclose(again.score, [0.9, 0.1])
-
-
-@pytest.mark.parametrize(
-  ("text", "part"),
-  [
-    ("1,0.5,ffffffffffffffff", "is of the pool ffffffffffffffff and"),
-    (f"9,0.5,{'ab' * 8}", "has image 9, and zip:pool.zip has 4: take"),
-    (f"1,0.5,{'ab' * 8}\n1,0.4,{'ab' * 8}", "has image 1 more than once"),
-    (f"1,nan,{'ab' * 8}", "has a score of nan"),
-    (f"x,0.5,{'ab' * 8}", "no table with the columns"),
-    (f"{10**20},0.5,{'ab' * 8}", "no table with the columns"),
-    (f"1,0.5,{'ab' * 70_000}", "no table with the columns"),
-    ("", "names no image"),
-  ],
-)
-def test_a_selection_of_something_else_is_refused(tmp_path, pool, text, part):
-  path = tmp_path / "selection.csv"
-  path.write_text("index,score,pool\n" + text)
-  with pytest.raises(UsageError, match=part):
-    selection.read(path, pool)
-
-
-def test_names_with_line_ends_are_read_back(tmp_path):
-  names = ["a\u2028b.png", "c\x0bd.png", 'e"f.png', "g\x85h.png"]
-  save(tmp_path / "0.npy", np.zeros((4, 2, 2, 1), np.uint8))
-
-  class InMemory:
-    def take(self, index):
-      return [names[i] for i in index]
-
-  images = Parts([tmp_path / "0.npy"])
-  pool = ImagePool("folder:x", images, InMemory(), 0, tmp_path, "cd" * 32)  # type: ignore
-  path = tmp_path / "selection.csv"
-  chosen = Selection(np.arange(4), np.ones(4, np.float32))
-  selection.write(path, chosen, pool, np.arange(4), np.ones(4))
-  np.testing.assert_array_equal(selection.read(path, pool).index, np.arange(4))

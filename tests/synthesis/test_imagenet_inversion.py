@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from dfkt_jax.synthesis import contract
+from dfkt_jax import contracts
+from dfkt_jax.contracts import Context
 from dfkt_jax.synthesis.deep_inversion import IMAGENET
 from dfkt_jax.teachers import import_file
 from tests import assets
@@ -28,25 +29,26 @@ def test_the_loss_falls_at_both_sizes_in_the_memory_of_a_part(teacher):
     IMAGENET, synthesis_batch_size=4, image_warmup=0, half_size_share=0.8
   )
   method = dataclasses.replace(whole, micro_batch=2)
+  context = Context(teacher=teacher)
   memory, compiled = {}, []
   for name, made in (("whole", whole), ("parts", method)):
-    state = jax.eval_shape(made.init, KEY, teacher, None)
-    stages = contract.stages(made, 10)
-    for stage, _ in stages if name == "parts" else stages[1:]:
-      step = jax.jit(stage.step).lower(KEY, state, teacher, None).compile()
+    state = jax.eval_shape(made.init, KEY, context)
+    stages = contracts.step_functions(made, 10)
+    for step, _ in stages if name == "parts" else stages[1:]:
+      step = jax.jit(step).lower(KEY, state, context).compile()
       memory[name] = step.memory_analysis().temp_size_in_bytes
       if name == "parts":
         compiled.append(step)
   assert memory["parts"] < 0.9 * memory["whole"]
 
-  state = jax.jit(method.init)(KEY, teacher, None)
+  state = jax.jit(method.init)(KEY, context)
   assert state.images.shape == (4, 224, 224, 3)
   index = 0
-  for step, (_, count) in zip(compiled, contract.stages(method, 10)):
+  for step, (_, count) in zip(compiled, contracts.step_functions(method, 10)):
     losses = []
     for _ in range(count):
       key = jax.random.fold_in(KEY, index)
-      state, info = step(key, state, teacher, None)
+      state, info = step(key, state, context)
       losses.append(float(info.loss))
       index += 1
     assert losses[-1] < losses[0]

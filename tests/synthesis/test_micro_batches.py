@@ -1,4 +1,4 @@
-"""A batch in parts has the gradient of the batch, in the memory of a part."""
+"""Micro-batches: the gradient of the whole batch, in the memory of a part."""
 
 import dataclasses
 
@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from dfkt_jax import network as net
-from dfkt_jax import parallel, placement
+from dfkt_jax.contracts import Context
+from dfkt_jax.devices.mesh import make_mesh
 from dfkt_jax.errors import UsageError
 from dfkt_jax.losses import classification, statistics
+from dfkt_jax.network import placement
 from dfkt_jax.synthesis import micro_batches
 from dfkt_jax.synthesis.deep_inversion import DeepInversion
 from tests.networks import spec, tiny
 
 KEY = jax.random.key(3)
 TEACHER = tiny()
-# Darker ones first, so that no part is like the batch.
+# Sorted by brightness, so that the parts differ from the batch.
 IMAGES = jnp.sort(jax.random.uniform(KEY, (24, 8, 8, 1)), axis=0)
 LABELS = jnp.arange(24) % 10
 
@@ -25,7 +27,7 @@ LABELS = jnp.arange(24) % 10
 def averages(images, labels):
   logits, taps = net.statistics(TEACHER, images)
   moments = statistics.moments(taps, TEACHER.batch_stats)
-  return moments, classification.cross_entropy(logits, labels)
+  return moments, classification.cross_entropy(logits, labels).mean()
 
 
 def loss(averages):
@@ -39,7 +41,8 @@ def loss(averages):
 def plain(images, labels):
   logits, taps = net.statistics(TEACHER, images)
   distance = statistics.norm_distance(taps, TEACHER.batch_stats)
-  return distance + classification.cross_entropy(logits, labels), distance
+  cross_entropy = classification.cross_entropy(logits, labels).mean()
+  return distance + cross_entropy, distance
 
 
 @pytest.mark.parametrize("backend", ["cpu", "accelerator"])
@@ -78,33 +81,33 @@ def test_a_step_in_parts_equals_one_of_the_whole():
     image_flip=True,
   )
   parts = dataclasses.replace(whole, micro_batch=4)
-  student = tiny(1)
+  context = Context(teacher=TEACHER, student=tiny(1))
   after = []
   for method in (whole, parts):
-    state = method.init(KEY, TEACHER, student)
-    after.append(jax.jit(method.step)(KEY, state, TEACHER, student))
+    state = method.init(KEY, context)
+    after.append(jax.jit(method.step)(KEY, state, context))
   (state, info), (other, other_info) = after
   np.testing.assert_allclose(info, other_info, rtol=1e-5)
-  # The first of two moments of Adam is a tenth of the gradient.
+  # The first moment of Adam is a tenth of the gradient.
   np.testing.assert_allclose(
     state.opt_state[0].mu, other.opt_state[0].mu, atol=1e-6
   )
 
 
-def test_parts_are_split_over_the_devices_without_moving_images():
+def test_parts_are_sharded_without_moving_images():
   method = DeepInversion(synthesis_batch_size=32, micro_batch=16, jitter=0)
   images = []
   for devices in (1, 8):
-    mesh = parallel.make_mesh(devices)
+    mesh = make_mesh(devices)
     with jax.set_mesh(mesh):
-      shared = placement.place(TEACHER, mesh)
-      state = jax.jit(method.init)(KEY, shared, None)
-      step = jax.jit(method.step).lower(KEY, state, shared, None).compile()
+      context = Context(teacher=placement.put(TEACHER, mesh))
+      state = jax.jit(method.init)(KEY, context)
+      step = jax.jit(method.step).lower(KEY, state, context).compile()
       text = step.as_text()
       assert "all-gather" not in text
       assert "all-to-all" not in text
       assert "collective-permute" not in text
-      state, _ = step(KEY, state, shared, None)
+      state, _ = step(KEY, state, context)
       assert len(state.images.sharding.device_set) == devices
       assert devices == 1 or not state.images.is_fully_replicated
       images.append(np.asarray(state.images))
@@ -112,12 +115,12 @@ def test_parts_are_split_over_the_devices_without_moving_images():
 
 
 def test_memory_is_that_of_a_part():
-  teacher = tiny(widths=(16, 16), input_spec=spec(32))
+  context = Context(teacher=tiny(widths=(16, 16), input_spec=spec(32)))
 
   def kept(micro_batch):
     method = DeepInversion(synthesis_batch_size=32, micro_batch=micro_batch)
-    state = jax.eval_shape(method.init, KEY, teacher, None)
-    step = jax.jit(method.step).lower(KEY, state, teacher, None).compile()
+    state = jax.eval_shape(method.init, KEY, context)
+    step = jax.jit(method.step).lower(KEY, state, context).compile()
     return step.memory_analysis().temp_size_in_bytes
 
   assert kept(8) < 0.5 * kept(0)
@@ -126,4 +129,4 @@ def test_memory_is_that_of_a_part():
 def test_parts_that_do_not_divide_the_batch_are_refused():
   method = DeepInversion(synthesis_batch_size=16, micro_batch=6)
   with pytest.raises(UsageError, match="--micro-batch is 6"):
-    method.init(KEY, TEACHER, None)
+    method.init(KEY, Context(teacher=TEACHER))

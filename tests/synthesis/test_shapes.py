@@ -1,4 +1,4 @@
-"""The image prior: shapes that are drawn, not found in any data."""
+"""Shaded shapes, the image prior of target fitting."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def test_shapes_are_smooth_differ_and_have_black_around(shape):
   assert x.shape == (400, *shape)
   assert x.min() >= 0.0
   assert x.max() <= 1.0
-  # Of uniform noise it would be 1/3.
+  # It would be 1/3 for uniform noise.
   assert np.abs(np.diff(x, axis=1)).mean() < 0.1
   assert (x < 0.1).mean() > 0.2
   assert x.mean((1, 2, 3)).std() > 0.05
@@ -26,7 +26,7 @@ def test_shapes_are_smooth_differ_and_have_black_around(shape):
 
 
 def test_noise_has_unit_gaussians_at_its_grid():
-  # As many cells as pixels: nothing is interpolated.
+  # A cell for each pixel: nothing is interpolated.
   x = np.asarray(augment.smooth_noise(KEY, 500, [8, 8], (8,)))
   assert x.mean() == pytest.approx(0.0, abs=0.02)
   assert x.std() == pytest.approx(1.0, abs=0.02)

@@ -1,3 +1,5 @@
+"""Balanced class targets, and images of given classes."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ def test_balanced_classes_differ_by_one_at_most():
   assert set(counts) == {6, 7}
 
 
-def test_fewer_than_there_are_classes_come_from_all_over():
+def test_a_small_batch_has_random_classes():
   labels = np.asarray(targets.balanced(KEY, 100, 1000))
   assert labels.dtype == np.int32
   assert len(set(labels.tolist())) == 100
@@ -35,5 +37,5 @@ def test_a_rare_class_is_taken_again_and_a_missing_one_replaced():
   found = np.asarray(index).tolist()
   assert found[1] == found[3] == 3
   assert found[5:] == [0, 2, 0]
-  # What stands in for classes that are missing is not the same over and over.
+  # The stand-ins for missing classes differ.
   assert len({found[0], found[2], found[4]}) == 3

@@ -1,9 +1,11 @@
-"""Class similarity, both concentrations, and images of the drawn labels."""
+"""ZSKD: class similarity, both concentrations, and images of the labels."""
 
 import jax
 import numpy as np
 import pytest
 
+from dfkt_jax.contracts import Context
+from dfkt_jax.rounds import distil
 from dfkt_jax.synthesis import zskd
 from dfkt_jax.synthesis.target_fitting import TargetFitting
 from dfkt_jax.synthesis.zskd import ZSKD
@@ -39,7 +41,7 @@ def test_labels_have_the_mean_of_their_dirichlets():
 def test_both_concentrations_act():
   y = probabilities(ZSKD(synthesis_batch_size=2000), tiny())
   entropy = -(y * np.log(y + 1e-12)).sum(1)
-  # A tenth of the concentration: labels nearly of one class.
+  # A tenth of the concentration: labels are nearly one-hot.
   assert entropy[1::2].mean() < 0.5 * entropy[0::2].mean()
 
 
@@ -49,12 +51,13 @@ def test_steps_bring_the_images_to_their_labels():
     synthesis_batch_size=32,
     fitting=TargetFitting(target_temperature=4.0, image_lr=0.05),
   )
-  state = method.init(KEY, teacher, None)
+  context = Context(teacher=teacher)
+  state = method.init(KEY, context)
   step = jax.jit(method.step)
   before = np.asarray(state.soft_labels)
   infos = []
   for index in range(60):
-    state, info = step(jax.random.fold_in(KEY, index), state, teacher, None)
+    state, info = step(jax.random.fold_in(KEY, index), state, context)
     infos.append(info)
   assert infos[-1].divergence < 0.85 * infos[0].divergence
   assert infos[-1].agreement > infos[0].agreement
@@ -62,6 +65,6 @@ def test_steps_bring_the_images_to_their_labels():
 
 
 def test_the_recipe_learns_from_stored_labels():
-  assert ZSKD.transfer.offline
-  assert ZSKD.transfer.kd.target == "stored"
-  assert ZSKD.transfer.warmup(ZSKD()) == pytest.approx(240)
+  assert ZSKD.recipe.offline
+  assert ZSKD.learner.target == "stored"
+  assert distil.warmup_rounds(ZSKD(), ZSKD.recipe) == pytest.approx(240)

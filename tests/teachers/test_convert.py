@@ -1,4 +1,4 @@
-"""Conversion: same answers, same tensors back, and refusals."""
+"""Conversion of state dicts: equal logits, equal tensors, and refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from dfkt_jax import network as net
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models import ARCHS, IMAGENET, build
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.network import Classification, InputSpec, Network
 from dfkt_jax.teachers import (
   PRESETS,
   extras_of,
@@ -34,11 +34,13 @@ SEMANTICS = {
   "ccexam-usps": torch_semantics.usps,
   "ccexam-svhn": torch_semantics.svhn,
 }
-RGB = InputSpec(32, 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 10)
+RGB = InputSpec(
+  32, 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), Classification(10)
+)
 SPECS = {
   "ccexam-usps": PRESETS["ccexam-usps"].specs[0],
   "ccexam-mnist": PRESETS["ccexam-mnist"].specs[0],
-  "lenet5": InputSpec(28, 28, 1, (0.5,), (0.25,), 10),
+  "lenet5": InputSpec(28, 28, 1, (0.5,), (0.25,), Classification(10)),
 }
 
 
@@ -58,7 +60,7 @@ def _import(arch):
 
 
 def _random_network(arch, seed=0) -> Network:
-  """Random variables without compiling an initialiser for every layer."""
+  """Return a random network without compiling every layer's initializer."""
   spec = SPECS.get(arch, RGB)
   module = build(arch, spec.classes)
   rng = np.random.default_rng(seed)
@@ -83,20 +85,20 @@ def _assert_same_tensors(found, expected):
 
 
 def _accuracy(network, images, labels, batch=250):
-  answer = jax.jit(lambda network, x: net.logits(network, x).argmax(-1))
-  right = 0
+  predict = jax.jit(lambda network, x: net.logits(network, x).argmax(-1))
+  correct = 0
   for start in range(0, len(images), batch):
     chunk = images[start : start + batch].astype(np.float32) / 255
     rows = len(chunk)
-    # One shape only: a smaller last batch would be compiled again.
+    # Pad the last batch, which would otherwise be compiled again.
     chunk = np.pad(chunk, ((0, batch - rows), (0, 0), (0, 0), (0, 0)))
-    found = np.asarray(answer(network, chunk))[:rows]
-    right += int((found == labels[start : start + rows]).sum())
-  return right / len(images)
+    found = np.asarray(predict(network, chunk))[:rows]
+    correct += int((found == labels[start : start + rows]).sum())
+  return correct / len(images)
 
 
 @pytest.mark.parametrize("arch", AKAMASTER)
-def test_cifar_logits_of_the_released_code(arch):
+def test_cifar_logits_match_the_released_code(arch):
   network, _ = _import(arch)
   images, _ = _images("cifar10_test1000.npz", 16)
   with jax.default_matmul_precision("highest"):
@@ -105,7 +107,7 @@ def test_cifar_logits_of_the_released_code(arch):
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_usps_logits_of_the_released_code():
+def test_usps_logits_match_the_released_code():
   network, _ = _import("ccexam-usps")
   with np.load(assets.shared_data("usps.npz")) as file:
     images = file["images"][-2007:][:16].astype(np.float32) / 255
@@ -116,13 +118,13 @@ def test_usps_logits_of_the_released_code():
 
 
 @pytest.mark.parametrize("arch", SEMANTICS)
-def test_logits_of_torch_semantics_over_the_raw_tensors(arch):
+def test_logits_match_torch_semantics_on_the_raw_tensors(arch):
   path = _asset(arch)
   network, _ = import_file(path, arch, _preset(arch))
   state = read_state_dict(path)
   rng = np.random.default_rng(0)
   images = rng.random((4, *network.spec.shape), np.float32)
-  x = network.spec.normalise(images).transpose(0, 3, 1, 2)
+  x = network.spec.normalize(images).transpose(0, 3, 1, 2)
   with jax.default_matmul_precision("highest"):
     expected = SEMANTICS[arch](state, x)
     found = net.logits(network, images)
@@ -145,7 +147,7 @@ def test_accuracy_of_resnet20_on_a_thousand_cifar_images():
 
 
 @pytest.mark.parametrize("arch", [*AKAMASTER, *CCEXAM])
-def test_an_asset_comes_back_bit_for_bit(arch, tmp_path):
+def test_a_published_file_is_exported_bit_for_bit(arch, tmp_path):
   path = _asset(arch)
   source = read_state_dict(path)
   network, card = import_file(path, arch, _preset(arch))
@@ -155,9 +157,9 @@ def test_an_asset_comes_back_bit_for_bit(arch, tmp_path):
   _assert_same_tensors(read_state_dict(tmp_path / "again.pth"), source)
 
 
-# Those of IMAGENET are large; test_imagenet.py has small ones of their kind.
+# Those in IMAGENET are large; test_imagenet.py tests small ones of their kind.
 @pytest.mark.parametrize("arch", [a for a in ARCHS if a not in IMAGENET])
-def test_every_arch_survives_export_and_import(arch):
+def test_every_arch_is_unchanged_by_export_and_import(arch):
   network = _random_network(arch)
   exported = to_state_dict(network)
   assert all(array.flags["C_CONTIGUOUS"] for array in exported.values())
@@ -171,7 +173,7 @@ def test_every_arch_survives_export_and_import(arch):
 
 @pytest.mark.parametrize("write", [write_pth, write_safetensors])
 @pytest.mark.parametrize("arch", ["lenet5", "convnet", "wrn-16-1"])
-def test_a_student_survives_a_file(arch, write, tmp_path):
+def test_a_student_is_unchanged_by_writing_and_importing(arch, write, tmp_path):
   network = _random_network(arch)
   name = "net.pth" if write is write_pth else "net.safetensors"
   write(tmp_path / name, to_state_dict(network))
@@ -188,7 +190,7 @@ def test_counters_of_a_network_trained_here_are_zero():
     assert (value.dtype, value.shape, value) == (np.int64, (), 0)
 
 
-def test_counters_are_kept_only_where_the_source_has_them():
+def test_counters_are_kept_only_if_the_source_has_them():
   network = _random_network("convnet")
   extras = {"num_batches_tracked": {"bn2.num_batches_tracked": 7}}
   state = to_state_dict(network, extras=extras)
@@ -198,7 +200,7 @@ def test_counters_are_kept_only_where_the_source_has_them():
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-def test_the_head_chooses_between_the_inputs_of_a_preset(classes):
+def test_the_head_selects_the_input_spec_of_a_preset(classes):
   spec = PRESETS["datafree-cifar"].spec(classes)
   state = to_state_dict(_with_classes("wrn-16-1", classes))
   network = to_network(state, "wrn-16-1", PRESETS["datafree-cifar"], "f.pth")
@@ -206,14 +208,14 @@ def test_the_head_chooses_between_the_inputs_of_a_preset(classes):
   assert len(network.spec.class_names) == len(set(spec.class_names)) == classes
 
 
-def test_a_head_that_the_preset_does_not_know():
+def test_a_head_with_other_classes_than_the_preset_is_refused():
   state = to_state_dict(_with_classes("wrn-16-1", 7))
   with pytest.raises(UsageError, match=r"fc.weight has 7 classes.* 10 or 100"):
     to_network(state, "wrn-16-1", PRESETS["datafree-cifar"], "f.pth")
 
 
 def _with_classes(arch, classes):
-  spec = InputSpec(32, 32, 3, RGB.mean, RGB.std, classes)
+  spec = InputSpec(32, 32, 3, RGB.mean, RGB.std, Classification(classes))
   module = build(arch, classes)
   zeros = lambda leaf: np.zeros(leaf.shape, np.float32)
   variables = jax.tree.map(zeros, abstract_variables(module, spec))
@@ -235,7 +237,7 @@ def test_other_floating_types_become_float32(dtype):
   )
 
 
-# Against PyTorch itself.
+# Comparison with PyTorch.
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +255,7 @@ def _torch_network(arch, classes):
     "vgg11": lambda: models.VGG((1, 1, 2, 2, 2), classes),
     "resnet18": lambda: models.ResNet((2, 2, 2, 2), classes),
   }
-  return models.randomise(make[arch]())
+  return models.randomize(make[arch]())
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def _torch_network(arch, classes):
   [("wrn-16-1", 10), ("wrn-16-2", 100), ("vgg8", 10), ("vgg11", 10)]
   + [("resnet18", 10)],
 )
-def test_logits_and_files_of_pytorch(arch, classes, torch, tmp_path):
+def test_logits_and_files_match_pytorch(arch, classes, torch, tmp_path):
   torch.manual_seed(0)
   model = _torch_network(arch, classes)
   torch.save(model.state_dict(), tmp_path / "theirs.pth")
@@ -269,7 +271,7 @@ def test_logits_and_files_of_pytorch(arch, classes, torch, tmp_path):
   assert network.spec.classes == classes
 
   images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
-  x = np.asarray(network.spec.normalise(images)).transpose(0, 3, 1, 2)
+  x = np.asarray(network.spec.normalize(images)).transpose(0, 3, 1, 2)
   with torch.no_grad():
     expected = model(torch.from_numpy(x.copy())).numpy()
   with jax.default_matmul_precision("highest"):
@@ -307,14 +309,14 @@ def test_all_wrong_tensors_are_listed_at_once(resnet20):
   lines = _refused(resnet20).splitlines()
   assert lines == [
     "some/file.pth is not a resnet20 (2 tensors missing, 1 extra, 3"
-    " mis-shaped): it fits no architecture that dfkt knows; check the file and"
+    " of the wrong shape): it fits no architecture of dfkt; check the file and"
     " --arch.",
     "missing:",
     "  conv1.weight float[16,3,3,3]",
     "  layer2.0.bn1.running_var float[32]",
     "extra:",
     "  fc.bias float[3]",
-    "mis-shaped:",
+    "of the wrong shape:",
     "  bn1.bias: found int[16], expected float[16]",
     "  layer1.0.conv1.weight: found float[16,16,5,5], expected"
     " float[16,16,3,3]",
@@ -332,46 +334,46 @@ def test_all_wrong_tensors_are_listed_at_once(resnet20):
     ("lenet5-half", "it fits --arch lenet5-half."),
   ],
 )
-def test_the_architecture_that_fits_is_named(arch, advice):
+def test_the_matching_architecture_is_named(arch, advice):
   first = _refused(to_state_dict(_random_network(arch))).splitlines()[0]
   assert first.startswith("some/file.pth is not a resnet20 (")
   assert first.endswith(advice)
 
 
-def test_a_wrong_architecture_of_a_real_file():
+def test_a_real_file_of_another_architecture_is_refused():
   path = _asset("resnet56")
   with pytest.raises(UsageError) as info:
     import_file(path, "resnet20", "akamaster-cifar10")
   first = str(info.value).splitlines()[0]
   assert str(path) in first
-  assert "0 tensors missing, 180 extra, 0 mis-shaped" in first
+  assert "0 tensors missing, 180 extra, 0 of the wrong shape" in first
   assert first.endswith("it fits --arch resnet56.")
 
 
-def test_another_number_of_classes_than_the_spec_says(resnet20):
-  spec = InputSpec(32, 32, 3, RGB.mean, RGB.std, 100)
-  with pytest.raises(UsageError, match="of other images or classes") as info:
+def test_another_number_of_classes_than_in_the_spec_is_refused(resnet20):
+  spec = InputSpec(32, 32, 3, RGB.mean, RGB.std, Classification(100))
+  with pytest.raises(UsageError, match="for other images or classes") as info:
     to_network(resnet20, "resnet20", spec, "f.pth")
   assert "linear.bias: found float[10], expected float[100]" in str(info.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(resnet20, value):
+def test_values_that_are_not_finite_are_refused(resnet20, value):
   resnet20["layer3.1.bn2.weight"][5:7] = value
   message = _refused(resnet20)
   assert message.startswith("some/file.pth: layer3.1.bn2.weight has 2 values")
 
 
-def test_values_past_float32(resnet20):
+def test_values_that_overflow_float32_are_refused(resnet20):
   resnet20["linear.bias"] = np.full(10, 1e300)
   assert "linear.bias has 10 values" in _refused(resnet20)
 
 
-def test_an_empty_file():
+def test_an_empty_state_dict_is_refused():
   assert "97 tensors missing" in _refused({})
 
 
-def test_a_missing_preset_is_the_one_named_like_the_arch():
+def test_the_default_preset_is_the_one_named_like_the_arch():
   _, card = import_file(_asset("ccexam-mnist"), "ccexam-mnist")
   assert (card.preset, card.naming) == ("ccexam-mnist", "ccexam")
   assert card.input == PRESETS["ccexam-mnist"].specs[0]
@@ -382,17 +384,17 @@ def test_a_missing_preset_is_the_one_named_like_the_arch():
   [
     ("resnet20", None, "--preset is missing: .* expected akamaster-cifar10"),
     ("wrn-28-10", None, "expected datafree-cifar"),
-    ("lenet5", None, "no preset serves it"),
+    ("lenet5", None, "no preset covers it"),
     ("resnet20", "akamaster-cifar", "did you mean 'akamaster-cifar10'"),
     ("resnet18", "akamaster-cifar10", "not for --arch resnet18: expected data"),
     ("ccexam-usps", "ccexam-mnist", "not for --arch ccexam-usps"),
   ],
 )
-def test_presets_that_cannot_be_used(arch, preset, message):
+def test_presets_that_do_not_fit_are_refused(arch, preset, message):
   with pytest.raises(UsageError, match=message):
     import_file("never-opened.pth", arch, preset)
 
 
-def test_an_unknown_architecture():
+def test_an_unknown_architecture_is_refused():
   with pytest.raises(UsageError, match="did you mean 'resnet20'"):
     import_file("never-opened.pth", "resnet-20", None)

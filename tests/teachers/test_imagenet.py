@@ -1,4 +1,4 @@
-"""Networks for ImageNet against PyTorch's names, layouts and answers."""
+"""ImageNet networks compared with PyTorch's names, layouts and logits."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from dfkt_jax.models.imagenet_vgg import ImageNetVGG
 from dfkt_jax.models.inverted_residual import Stage
 from dfkt_jax.models.mobilenet import MobileNetV2
 from dfkt_jax.models.vision_transformer import VisionTransformer
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.network import Classification, InputSpec, Network
 from dfkt_jax.teachers import (
   PRESETS,
   Preset,
@@ -34,7 +34,7 @@ from tests import assets
 PUBLISHED = [
   (arch, naming)
   for arch in models.IMAGENET
-  for naming in keymap.namings(models.build(arch, 1000))
+  for naming in keymap.list_namings(models.build(arch, 1000))
 ]
 
 
@@ -44,30 +44,30 @@ def torch():
 
 
 @pytest.mark.parametrize(("arch", "naming"), PUBLISHED)
-def test_every_key_and_shape_of_the_published_network(arch, naming, torch):
+def test_keys_and_shapes_match_the_published_network(arch, naming, torch):
   from tests.teachers import torch_imagenet
 
   with torch.device("meta"):
     theirs = torch_imagenet.build(arch, naming).state_dict()
   module = models.build(arch, 1000)
-  spec = InputSpec(224, 224, 3, (0.5,) * 3, (0.5,) * 3, 1000)
+  spec = InputSpec(224, 224, 3, (0.5,) * 3, (0.5,) * 3, Classification(1000))
   variables = abstract_variables(module, spec)
   ours: dict[Any, Any] = traverse_util.flatten_dict(variables)
   found = {}
-  for layer in keymap.layers(module, naming, spec):
-    for tensor in layouts.tensors(layer):
-      blank = np.broadcast_to(np.float32(0), ours.pop(tensor.linen).shape)
-      there = tensor.to_torch(blank)
-      found[tensor.torch] = there.shape
-      assert tensor.to_linen(there).shape == blank.shape, tensor
+  for layer in keymap.list_layers(module, naming, spec):
+    for tensor in layouts.list_tensors(layer):
+      linen = np.broadcast_to(np.float32(0), ours.pop(tensor.linen).shape)
+      converted = tensor.to_torch(linen)
+      found[tensor.torch] = converted.shape
+      assert tensor.to_linen(converted).shape == linen.shape, tensor
     if layer.kind == "batch_norm":
-      found[layouts.counter(layer)] = ()
+      found[layouts.counter_key(layer)] = ()
   assert not ours
   assert list(found) == list(theirs)
   assert found == {key: tuple(value.shape) for key, value in theirs.items()}
 
 
-# Small enough to run, of every kind of layer, stride and size of the large.
+# Small enough to run, with every kind of layer, stride and size of the large.
 STAGES = ((1, 8, 1, 1, 3), (6, 12, 2, 2, 3), (6, 16, 2, 2, 5))
 OURS = tuple(Stage(w, d, s, e, k) for e, w, d, s, k in STAGES)
 TINY = {
@@ -80,7 +80,7 @@ TINY = {
   "lite": partial(EfficientNetLite, stages=OURS, stem=8, last=40),
   "vit": partial(VisionTransformer, width=24, depth=2, heads=3),
 }
-# Their halves are odd at one depth or another; VGG averages 12x17 to 7x7.
+# Halving gives an odd size at some depth; VGG averages 12x17 to 7x7.
 SIZES = {"vgg": (48, 68), "vit": (32, 48)}
 SIZE = (42, 58)
 
@@ -101,7 +101,7 @@ def _tiny_torch(arch, naming):
       model = theirs.Inverted(naming, STAGES, 8, 40, tf, classes=10)
     case _:
       model = torch_vit.VIT[naming](24, 2, 3, positions=7, classes=10)
-  return theirs.randomise(model)
+  return theirs.randomize(model)
 
 
 @pytest.mark.parametrize(
@@ -119,18 +119,20 @@ def _tiny_torch(arch, naming):
     ("vit", "timm"),
   ],
 )
-def test_answers_and_tensors_of_pytorch(arch, naming, torch, monkeypatch):
+def test_logits_and_tensors_match_pytorch(arch, naming, torch, monkeypatch):
   monkeypatch.setitem(models.ARCHS, arch, TINY[arch])
   torch.manual_seed(0)
   model = _tiny_torch(arch, naming)
   theirs = {key: value.numpy() for key, value in model.state_dict().items()}
   height, width = SIZES.get(arch, SIZE)
-  spec = InputSpec(height, width, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 10)
+  spec = InputSpec(
+    height, width, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), Classification(10)
+  )
   preset = Preset("tiny", (arch,), naming, (spec,), "here", "none")
   network = to_network(theirs, arch, preset, "their state dict")
 
   images = np.random.default_rng(0).random((3, *spec.shape), np.float32)
-  x = np.asarray(spec.normalise(images)).transpose(0, 3, 1, 2)
+  x = np.asarray(spec.normalize(images)).transpose(0, 3, 1, 2)
   with torch.no_grad():
     expected = model(torch.from_numpy(x.copy())).numpy()
   with jax.default_matmul_precision("highest"):
@@ -145,8 +147,8 @@ def test_answers_and_tensors_of_pytorch(arch, naming, torch, monkeypatch):
 
 
 def _zeros(arch, naming):
-  """The state dict of a network of 1000 classes in which all is 0."""
-  spec = InputSpec(224, 224, 3, (0.5,) * 3, (0.5,) * 3, 1000)
+  """Return the state dict of a network of 1000 classes that is all zeros."""
+  spec = InputSpec(224, 224, 3, (0.5,) * 3, (0.5,) * 3, Classification(1000))
   module = models.build(arch, 1000)
   zeros = jax.tree.map(
     lambda leaf: np.zeros(leaf.shape, np.float32),
@@ -160,7 +162,8 @@ def _zeros(arch, naming):
   [
     (
       *("mobilenet-v2", "timm", "torchvision-imagenet"),
-      "it is a mobilenet-v2 in the names of timm; use --preset timm-imagenet.",
+      "it is a mobilenet-v2 with the tensor names of timm; use --preset"
+      " timm-imagenet.",
     ),
     (
       *("efficientnet-lite0", "efficientnet-pytorch", "torchvision-imagenet"),
@@ -172,7 +175,7 @@ def _zeros(arch, naming):
     ),
   ],
 )
-def test_other_names_are_recognised(arch, naming, preset, advice):
+def test_other_tensor_names_are_recognized(arch, naming, preset, advice):
   with pytest.raises(UsageError) as info:
     to_network(_zeros(arch, naming), "mobilenet-v2", PRESETS[preset], "f.pth")
   first = str(info.value).splitlines()[0]
@@ -181,22 +184,22 @@ def test_other_names_are_recognised(arch, naming, preset, advice):
 
 
 @pytest.mark.parametrize("arch", models.IMAGENET)
-def test_presets_of_every_architecture(arch):
-  served = [PRESETS[name] for name in presets.serving(arch)]
-  assert served
-  known = keymap.namings(models.build(arch, 1000))
-  for preset in served:
-    assert preset.naming in known
+def test_every_architecture_has_presets(arch):
+  found = [PRESETS[name] for name in presets.names_for(arch)]
+  assert found
+  namings = keymap.list_namings(models.build(arch, 1000))
+  for preset in found:
+    assert preset.naming in namings
     (spec,) = preset.specs
     assert (spec.classes, spec.channels) == (1000, 3)
 
 
-def test_lite_presets_take_bytes_as_their_authors_did():
+def test_lite_presets_normalize_bytes_as_their_authors_did():
   sizes = (224, 240, 260, 280, 300)
   for number, size in enumerate(sizes):
     spec = PRESETS[f"efficientnet-lite{number}"].specs[0]
     assert spec.shape == (size, size, 3)
     pixels = np.full((1, 1, 1, 3), 200, np.float32)
     np.testing.assert_allclose(
-      spec.normalise(pixels / 255), (pixels - 127) / 128, rtol=1e-5
+      spec.normalize(pixels / 255), (pixels - 127) / 128, rtol=1e-5
     )

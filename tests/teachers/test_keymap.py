@@ -1,31 +1,31 @@
-"""Names and layouts, both ways."""
+"""Names and layouts of layers in PyTorch and in linen."""
 
 import numpy as np
 import pytest
 
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models import ARCHS, build
-from dfkt_jax.network import InputSpec
+from dfkt_jax.network import Classification, InputSpec
 from dfkt_jax.teachers import keymap, layouts
 
-RGB = InputSpec(32, 32, 3, (0.5,) * 3, (0.25,) * 3, 10)
-GREY = {
-  "ccexam-usps": InputSpec(16, 16, 1, (0.5,), (0.25,), 10),
-  "ccexam-mnist": InputSpec(28, 28, 1, (0.5,), (0.25,), 10),
+RGB = InputSpec(32, 32, 3, (0.5,) * 3, (0.25,) * 3, Classification(10))
+GRAY = {
+  "ccexam-usps": InputSpec(16, 16, 1, (0.5,), (0.25,), Classification(10)),
+  "ccexam-mnist": InputSpec(28, 28, 1, (0.5,), (0.25,), Classification(10)),
 }
 
 
 def _layers(arch):
   module = build(arch, 10)
-  spec = GREY.get(arch, RGB)
-  return keymap.layers(module, keymap.default_naming(module), spec)
+  spec = GRAY.get(arch, RGB)
+  return keymap.list_layers(module, keymap.default_naming(module), spec)
 
 
 def _names(arch, kind=None):
   return [x.torch for x in _layers(arch) if kind is None or x.kind == kind]
 
 
-def test_conv_moves_outputs_last():
+def test_conv_weights_have_their_outputs_last_in_linen():
   weight = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
   kernel = layouts.conv_to_linen(weight)
   assert kernel.shape == (4, 5, 3, 2)
@@ -33,14 +33,14 @@ def test_conv_moves_outputs_last():
   np.testing.assert_array_equal(layouts.conv_to_torch(kernel), weight)
 
 
-def test_linear_is_transposed():
+def test_linear_weights_are_transposed():
   weight = np.arange(6).reshape(2, 3)
   kernel = layouts.linear_to_linen(weight)
   np.testing.assert_array_equal(kernel, weight.T)
   np.testing.assert_array_equal(layouts.linear_to_torch(kernel), weight)
 
 
-def test_flatten_linear_answers_as_torch_does_on_its_own_order():
+def test_flatten_linear_gives_the_outputs_of_torch_in_our_order():
   rng = np.random.default_rng(0)
   image = rng.normal(size=(3, 2, 4))  # channels, height, width
   weight = rng.normal(size=(5, image.size))
@@ -52,27 +52,27 @@ def test_flatten_linear_answers_as_torch_does_on_its_own_order():
   )
 
 
-def test_batch_norm_is_spread_over_two_collections():
+def test_batch_norm_has_variables_in_two_collections():
   layer = layouts.Layer("batch_norm", "bn1", ("block", "norm"))
-  assert {t.torch: t.linen for t in layouts.tensors(layer)} == {
+  assert {t.torch: t.linen for t in layouts.list_tensors(layer)} == {
     "bn1.weight": ("params", "block", "norm", "scale"),
     "bn1.bias": ("params", "block", "norm", "bias"),
     "bn1.running_mean": ("batch_stats", "block", "norm", "mean"),
     "bn1.running_var": ("batch_stats", "block", "norm", "var"),
   }
-  assert layouts.counter(layer) == "bn1.num_batches_tracked"
+  assert layouts.counter_key(layer) == "bn1.num_batches_tracked"
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_convolution_has_a_bias_where_its_layer_says_so(bias):
+def test_a_convolution_has_a_bias_if_its_layer_has_one(bias):
   layer = layouts.Layer("conv", "c", ("c",), bias=bias)
   expected = ["c.weight", "c.bias"] if bias else ["c.weight"]
-  assert [t.torch for t in layouts.tensors(layer)] == expected
+  assert [t.torch for t in layouts.list_tensors(layer)] == expected
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_name_is_used_twice(arch):
-  tensors = [t for layer in _layers(arch) for t in layouts.tensors(layer)]
+  tensors = [t for layer in _layers(arch) for t in layouts.list_tensors(layer)]
   assert len({t.torch for t in tensors}) == len(tensors)
   assert len({t.linen for t in tensors}) == len(tensors)
 
@@ -139,16 +139,16 @@ def test_ccexam_names():
     ("ccexam-svhn", (128, 4, 4)),
   ],
 )
-def test_ccexam_flattens(arch, shape):
+def test_the_shape_that_ccexam_flattens(arch, shape):
   (layer,) = (x for x in _layers(arch) if x.kind == "flatten_linear")
   assert layer.map_shape == shape
 
 
-def test_naming_that_does_not_exist():
+def test_an_unknown_naming_is_refused():
   with pytest.raises(UsageError, match="naming 'keras' is unknown: expected"):
-    keymap.layers(build("resnet20", 10), "keras", RGB)
+    keymap.list_layers(build("resnet20", 10), "keras", RGB)
 
 
-def test_naming_of_another_family():
+def test_a_naming_of_another_family_is_refused():
   with pytest.raises(UsageError, match="no names for VGG: use 'datafree'"):
-    keymap.layers(build("vgg8", 10), "akamaster", RGB)
+    keymap.list_layers(build("vgg8", 10), "akamaster", RGB)

@@ -1,5 +1,6 @@
-"""Network directories: what is saved comes back, what is damaged is refused."""
+"""Network directories: saving, loading, and refusal of damaged ones."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,13 @@ from safetensors.numpy import load_file, save_file
 from dfkt_jax import files
 from dfkt_jax.errors import UsageError
 from dfkt_jax.models import build
-from dfkt_jax.network import InputSpec, Network
+from dfkt_jax.network import (
+  Classification,
+  InputSpec,
+  Network,
+  Regression,
+  Segmentation,
+)
 from dfkt_jax.teachers import (
   describe,
   digest,
@@ -23,7 +30,8 @@ from dfkt_jax.teachers import (
 from dfkt_jax.teachers.convert import abstract_variables
 from tests import assets
 
-SPEC = InputSpec(8, 8, 1, (0.1307,), (0.3081,), 10, tuple("0123456789"))
+DIGITS = tuple("0123456789")
+SPEC = InputSpec(8, 8, 1, (0.1307,), (0.3081,), Classification(10, DIGITS))
 
 
 def _network(seed=0, arch="convnet-half"):
@@ -58,7 +66,7 @@ def _refused(directory):
   return str(info.value)
 
 
-def test_round_trip(network, directory):
+def test_a_saved_network_is_loaded_unchanged(network, directory):
   again, card = load(directory)
   assert jax.tree.structure(again) == jax.tree.structure(network)
   jax.tree.map(np.testing.assert_array_equal, again, network)
@@ -90,7 +98,7 @@ def test_digest_is_the_checksum_of_the_weights(network, directory, tmp_path):
   assert describe(other, "convnet-half").weights_sha256 != digest(directory)
 
 
-def test_an_imported_file_survives_the_directory(tmp_path):
+def test_an_imported_file_is_unchanged_by_saving_and_loading(tmp_path):
   path = assets.package_file("ccexam", "weights/usps.pth")
   network, card = import_file(path, "ccexam-usps")
   save(tmp_path / "usps", network, card)
@@ -115,7 +123,7 @@ def test_the_same_network_may_be_saved_again(network, directory):
   assert sorted(p.name for p in directory.parent.iterdir()) == ["net"]
 
 
-def test_another_network_replaces_only_when_asked(directory):
+def test_another_network_is_replaced_only_if_requested(directory):
   other = _network(1)
   card = describe(other, "convnet-half")
   with pytest.raises(UsageError, match="holds another network"):
@@ -134,7 +142,7 @@ def test_an_empty_directory_is_filled(network, tmp_path):
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_something_else_is_never_replaced(network, tmp_path, replace):
+def test_other_files_are_never_replaced(network, tmp_path, replace):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos" / "1.png").write_bytes(b"precious")
   card = describe(network, "convnet-half")
@@ -153,7 +161,7 @@ def test_a_card_of_another_network_is_not_written(network, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_half_way_leaves_nothing(network, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_files(network, tmp_path, monkeypatch):
   def fail(path, value):
     raise OSError(28, "No space left on device")
 
@@ -163,24 +171,24 @@ def test_a_failure_half_way_leaves_nothing(network, tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_directory(tmp_path):
+def test_a_missing_directory_is_refused(tmp_path):
   message = _refused(tmp_path / "nowhere")
   assert "nowhere does not exist" in message
   assert "dfkt teacher import" in message
 
 
 @pytest.mark.parametrize("gone", ["card.json", "weights.safetensors"])
-def test_half_a_directory(directory, gone):
+def test_a_directory_with_a_missing_file_is_refused(directory, gone):
   (directory / gone).unlink()
   assert str(directory) in _refused(directory)
 
 
-def test_a_file_in_place_of_a_directory(directory):
+def test_a_file_instead_of_a_directory_is_refused(directory):
   message = _refused(directory / "weights.safetensors")
   assert "is not a network directory" in message
 
 
-def test_weights_that_were_changed(directory):
+def test_weights_that_were_changed_are_refused(directory):
   path = directory / "weights.safetensors"
   data = bytearray(path.read_bytes())
   data[-1] ^= 1
@@ -190,7 +198,7 @@ def test_weights_that_were_changed(directory):
   assert "weights.safetensors was changed or cut short" in _refused(directory)
 
 
-def test_weights_that_are_no_safetensors(directory):
+def test_weights_that_are_not_safetensors_are_refused(directory):
   path = directory / "weights.safetensors"
   path.write_bytes(b"not tensors")
   _edit(directory, weights_sha256=files.sha256(path))
@@ -209,7 +217,7 @@ def test_weights_that_are_no_safetensors(directory):
   ],
   ids=["missing", "extra", "shape", "dtype"],
 )
-def test_weights_of_another_network(directory, change):
+def test_weights_of_another_network_are_refused(directory, change):
   path = directory / "weights.safetensors"
   tensors = load_file(path)
   change(tensors)
@@ -220,7 +228,7 @@ def test_weights_of_another_network(directory, change):
   assert "1 tensors differ" in message
 
 
-def test_a_card_that_is_cut_short(directory):
+def test_a_card_that_is_cut_short_is_refused(directory):
   path = directory / "card.json"
   path.write_text(path.read_text()[:100])
   assert f"{path} is not valid JSON" in _refused(directory)
@@ -237,7 +245,7 @@ def test_a_card_that_is_cut_short(directory):
     ({"input": None}, "is corrupted"),
   ],
 )
-def test_a_card_that_was_changed(directory, changes, message):
+def test_a_card_that_was_changed_is_refused(directory, changes, message):
   _edit(directory, **changes)
   found = _refused(directory)
   assert message in found
@@ -254,22 +262,58 @@ def test_a_card_that_was_changed(directory, changes, message):
       ("mean", [0.1, 0.2]),
     ),
     *(("std", "x"), ("class_names", ["a"]), ("crop", 0.0), ("crop", 1.5)),
+    *(("task", "detection"), ("task", "regression"), ("task", ["x"])),
   ],
 )
-def test_a_card_with_an_impossible_input(directory, field, value):
+def test_a_card_with_an_impossible_input_is_refused(directory, field, value):
   record = json.loads((directory / "card.json").read_text())["input"]
   _edit(directory, input={**record, field: value})
   assert "is corrupted" in _refused(directory)
 
 
-def test_a_card_from_before_there_was_a_crop(directory):
+def test_a_card_without_a_crop_is_loaded(directory):
   record = json.loads((directory / "card.json").read_text())["input"]
   assert record.pop("crop") == 1.0
   _edit(directory, input=record)
   assert load(directory)[1].input.crop == 1.0
 
 
-def test_another_json_file_is_not_a_card(tmp_path):
+def test_cards_are_compatible_with_version_0_1(directory):
+  record = json.loads((directory / "card.json").read_text())["input"]
+  assert record.pop("task") == "classification"
+  # A card of version 0.1 has exactly these keys of the input.
+  assert record == {
+    "height": 8,
+    "width": 8,
+    "channels": 1,
+    "mean": [0.1307],
+    "std": [0.3081],
+    "classes": 10,
+    "class_names": list(DIGITS),
+    "crop": 1.0,
+  }
+  _edit(directory, input=record)
+  assert load(directory)[1].input == SPEC
+
+
+@pytest.mark.parametrize(
+  "task",
+  [
+    Regression(10),
+    Regression(10, DIGITS, mean=(1.5,) * 10, std=(0.25,) * 10),
+    Segmentation(10, DIGITS),
+  ],
+)
+def test_a_card_keeps_the_task(tmp_path, task):
+  network = _network()
+  spec = dataclasses.replace(network.spec, task=task)
+  network = network.replace(spec=spec)
+  save(tmp_path / "net", network, describe(network, "convnet-half"))
+  found, card = load(tmp_path / "net")
+  assert found.spec == card.input == spec
+
+
+def test_another_json_file_is_refused(tmp_path):
   (tmp_path / "card.json").write_text("[]")
   with pytest.raises(UsageError, match="is not the card of a network"):
     read_card(tmp_path)

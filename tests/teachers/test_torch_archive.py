@@ -1,4 +1,4 @@
-"""Files that are cut, damaged or inconsistent."""
+"""Files that are cut short, damaged or inconsistent."""
 
 import io
 import random
@@ -20,17 +20,17 @@ ARRAYS = {
 BLOCK = np.arange(4, dtype=np.float32)
 
 
-def honest(tmp_path, form: str) -> bytes:
-  """A small file in one of the three formats."""
+def valid_file(tmp_path, form: str) -> bytes:
+  """Return a small file in one of the three formats."""
   if form == "legacy":
     return tb.legacy_state_dict(ARRAYS)
-  path = tmp_path / "honest"
+  path = tmp_path / "valid"
   (write_pth if form == "zip" else write_safetensors)(path, ARRAYS)
   return path.read_bytes()
 
 
 def read_or_refuse(tmp_path, data: bytes):
-  """The tensors, or None where a UsageError of one line names the file."""
+  """Return the tensors, or None after a UsageError that names the file."""
   try:
     return tb.read(tmp_path, data)
   except UsageError as error:
@@ -46,32 +46,32 @@ def read_or_refuse(tmp_path, data: bytes):
 @pytest.mark.parametrize(
   ("storages", "message"),
   [
-    ({}, "stores 0 storages where its tensors use 1"),
-    ({"1": BLOCK}, "stores 1 storages where"),
-    ({"0": BLOCK, "1": BLOCK}, "stores 2 storages where"),
+    ({}, "stores 0 storages, but its tensors use 1"),
+    ({"1": BLOCK}, "stores 1 storages, but"),
+    ({"0": BLOCK, "1": BLOCK}, "stores 2 storages, but"),
     ({"0": BLOCK[:3]}, "of 3 elements in one place and of 4 in another"),
   ],
 )
-def test_legacy_storages_match(tmp_path, storages, message):
+def test_legacy_storages_must_match_the_tensors(tmp_path, storages, message):
   body = tb.mapping(w=tb.tensor(tb.storage(4, legacy=True)))
   with pytest.raises(UsageError, match=message):
     tb.read(tmp_path, tb.legacy_file(body, storages))
 
 
-def test_a_legacy_file_ends_at_its_end(tmp_path):
-  data = honest(tmp_path, "legacy")
-  with pytest.raises(UsageError, match="goes on for 3 bytes behind its end"):
+def test_a_legacy_file_that_is_too_long_or_too_short_is_refused(tmp_path):
+  data = valid_file(tmp_path, "legacy")
+  with pytest.raises(UsageError, match="goes on for 3 bytes after its end"):
     tb.read(tmp_path, data + b"abc")
   with pytest.raises(UsageError, match="has 7 of the 8 bytes of storage"):
     tb.read(tmp_path, data[:-1])
 
 
-def test_bools_are_zero_or_one(tmp_path):
-  where = tb.storage(4, kind="BoolStorage")
+def test_bools_must_be_zero_or_one(tmp_path):
+  storage = tb.storage(4, kind="BoolStorage")
   data = tb.zip_file(
-    tb.mapping(w=tb.tensor(where)), {"data/0": b"\x01\x02\x00\x00"}
+    tb.mapping(w=tb.tensor(storage)), {"data/0": b"\x01\x02\x00\x00"}
   )
-  with pytest.raises(UsageError, match="neither true nor false"):
+  with pytest.raises(UsageError, match="bytes other than 0 and 1 in the bool"):
     tb.read(tmp_path, data)
 
 
@@ -92,7 +92,7 @@ DATA = BLOCK.tobytes()
     ({"data/0": DATA, "version": b"3\n", "byteorder": b"little"}, None),
   ],
 )
-def test_zip_members(tmp_path, members, message):
+def test_zip_members_must_match_the_storages(tmp_path, members, message):
   data = tb.zip_file(BODY, members)
   if message is None:
     np.testing.assert_array_equal(tb.read(tmp_path, data)["w"], BLOCK[:2])
@@ -101,14 +101,14 @@ def test_zip_members(tmp_path, members, message):
     tb.read(tmp_path, data)
 
 
-def test_two_zip_members_of_one_name(tmp_path):
+def test_two_zip_members_of_the_same_name_are_refused(tmp_path):
   buffer = io.BytesIO(tb.zip_file(BODY, {"data/0": DATA}))
   with (
     zipfile.ZipFile(buffer, "a") as archive,
     pytest.warns(UserWarning, match="Duplicate"),
   ):
     archive.writestr("archive/data/0", bytes(16))
-  with pytest.raises(UsageError, match="two zip members of one name"):
+  with pytest.raises(UsageError, match="two zip members of the same name"):
     tb.read(tmp_path, buffer.getvalue())
 
 
@@ -119,7 +119,7 @@ def test_compressed_members_are_refused(tmp_path):
     tb.read(tmp_path, data)
 
 
-def test_a_member_that_announces_more_than_the_file(tmp_path):
+def test_a_member_that_declares_more_bytes_than_the_file_is_refused(tmp_path):
   body = tb.mapping(w=tb.tensor(tb.storage(2**28)))
   data = bytearray(tb.zip_file(body, {"data/0": DATA}))
   entry = data.rindex(b"PK\x01\x02")
@@ -132,50 +132,50 @@ def test_a_member_that_announces_more_than_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
-def test_every_cut_is_refused(tmp_path, form):
-  data = honest(tmp_path, form)
+def test_a_file_cut_at_any_byte_is_refused(tmp_path, form):
+  data = valid_file(tmp_path, form)
   assert read_or_refuse(tmp_path, data) is not None
   for end in range(len(data)):
     assert read_or_refuse(tmp_path, data[:end]) is None, end
 
 
-def test_cuts_of_real_files_are_refused(tmp_path):
-  chance = random.Random(0)
+def test_real_files_that_were_cut_are_refused(tmp_path):
+  rng = random.Random(0)
   for path in (
     assets.shared_data("resnet20-12fca82f.th"),
     assets.package_file("ccexam", "weights/usps.pth"),
   ):
     data = path.read_bytes()
-    for end in [*range(0, 300, 7), *chance.sample(range(len(data)), 40)]:
+    for end in [*range(0, 300, 7), *rng.sample(range(len(data)), 40)]:
       assert read_or_refuse(tmp_path, data[:end]) is None, end
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_random_damage_is_refused_or_read(tmp_path, form):
-  whole, chance = honest(tmp_path, form), random.Random(1)
+  whole, rng = valid_file(tmp_path, form), random.Random(1)
   outcomes = []
   for _ in range(400):
     data = bytearray(whole)
-    for _ in range(chance.choice((1, 1, 2, 8))):
-      data[chance.randrange(len(data))] = chance.randrange(256)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+      data[rng.randrange(len(data))] = rng.randrange(256)
     outcomes.append(read_or_refuse(tmp_path, bytes(data)))
   refused = sum(outcome is None for outcome in outcomes)
   assert 0 < refused < len(outcomes)
-  if form == "zip":  # Its checksums leave nothing but whole tensors.
+  if form == "zip":  # Its checksums let only undamaged tensors pass.
     for found in outcomes:
       for name, array in (found or {}).items():
         np.testing.assert_array_equal(array, ARRAYS[name])
 
 
-def test_random_damage_inside_the_pickle(tmp_path):
-  """With a correct checksum, so that the damage is reached."""
+def test_random_damage_inside_the_pickle_is_refused_or_read(tmp_path):
+  """A legacy file has no checksum, so that the damage is reached."""
   body = tb.legacy_state_dict(ARRAYS)
   start = body.index(b"\x80\x02}")
   pickles = body.index(b"state_dict") - 8, body.index(b"best_prec1") + 40
   assert start < pickles[0]
-  chance = random.Random(2)
+  rng = random.Random(2)
   for _ in range(600):
     data = bytearray(body)
-    for _ in range(chance.choice((1, 2, 3))):
-      data[chance.randrange(*pickles)] = chance.randrange(256)
+    for _ in range(rng.choice((1, 2, 3))):
+      data[rng.randrange(*pickles)] = rng.randrange(256)
     read_or_refuse(tmp_path, bytes(data))

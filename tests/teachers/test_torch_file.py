@@ -1,4 +1,4 @@
-"""Honest files: what PyTorch reads, and what it is told to write."""
+"""Valid files: reading and writing in agreement with PyTorch."""
 
 import io
 import json
@@ -35,7 +35,7 @@ SAME_TWICE = b"}(%s%sq\x01%sh\x01u" % (
 
 
 def every_type() -> dict[str, np.ndarray]:
-  """One array of each element type, an empty one and two scalars."""
+  """Return an array of each element type, an empty one and two scalars."""
   draw = np.random.default_rng(0).integers
   arrays = {
     kind.torch: draw(0, 2, (2, 3, 5)).astype(kind.dtype)
@@ -60,7 +60,7 @@ def assert_same(found, expected, ordered=True):
 
 
 def from_torch(tensors):
-  """The same as numpy arrays; numpy has no bfloat16 of its own."""
+  """Convert tensors to numpy arrays; numpy does not have bfloat16."""
   torch = assets.torch()
   arrays = {}
   for name, tensor in tensors.items():
@@ -82,7 +82,7 @@ def read_body(tmp_path, body: bytes, **options):
 
 
 @pytest.mark.parametrize("name", LEGACY)
-def test_a_legacy_file(name):
+def test_a_legacy_file_is_read(name):
   tensors = read_state_dict(assets.shared_data(name))
   assert len(tensors) == LEGACY[name]
   assert next(iter(tensors)) == "conv1.weight"
@@ -93,7 +93,7 @@ def test_a_legacy_file(name):
 
 
 @pytest.mark.parametrize("name", CCEXAM)
-def test_a_zip_file_saved_on_cuda(name):
+def test_a_zip_file_saved_on_cuda_is_read(name):
   path = assets.package_file("ccexam", f"weights/{name}.pth")
   tensors = read_state_dict(path)
   assert len(tensors) == CCEXAM[name]
@@ -101,7 +101,7 @@ def test_a_zip_file_saved_on_cuda(name):
 
 
 @pytest.mark.parametrize("name", [*LEGACY, *CCEXAM])
-def test_real_files_as_torch_reads_them(name):
+def test_real_files_are_read_as_by_torch(name):
   torch = assets.torch()
   if name in LEGACY:
     path = assets.shared_data(name)
@@ -120,7 +120,7 @@ def test_real_files_as_torch_reads_them(name):
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_what_torch_saves(tmp_path, zipped, protocol):
+def test_files_that_torch_saves_are_read(tmp_path, zipped, protocol):
   torch = assets.torch()
   generator = torch.Generator().manual_seed(0)
   base = torch.randn(4, 6, generator=generator)
@@ -155,7 +155,7 @@ def test_what_torch_saves(tmp_path, zipped, protocol):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_checkpoint_with_everything_beside_its_weights(tmp_path, zipped):
+def test_a_checkpoint_with_more_than_weights_is_read(tmp_path, zipped):
   torch = assets.torch()
   model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
   optimizer = torch.optim.Adam(model.parameters())
@@ -180,7 +180,7 @@ def test_a_checkpoint_with_everything_beside_its_weights(tmp_path, zipped):
   assert_same(read_state_dict(path), from_torch(model.state_dict()))
 
 
-def test_torch_reads_what_is_written(tmp_path):
+def test_torch_reads_the_written_file(tmp_path):
   torch = assets.torch()
   path = tmp_path / "file.pth"
   write_pth(path, every_type())
@@ -194,7 +194,7 @@ def test_torch_reads_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_round_trip(tmp_path, write):
+def test_written_files_are_read_back(tmp_path, write):
   path = tmp_path / "folder" / "file"
   write(path, every_type())
   found = read_state_dict(path)
@@ -203,7 +203,7 @@ def test_round_trip(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_equal_tensors_are_equal_bytes(tmp_path, write):
+def test_equal_tensors_give_equal_bytes(tmp_path, write):
   write(tmp_path / "a", every_type())
   write(tmp_path / "b", every_type())
   assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -218,7 +218,7 @@ def test_strided_and_big_endian_arrays_are_written(tmp_path, write):
   assert found.dtype == np.dtype("<f4")
 
 
-def test_the_safetensors_library_reads_what_is_written(tmp_path):
+def test_the_safetensors_library_reads_the_written_file(tmp_path):
   arrays = {k: a for k, a in every_type().items() if a.dtype.kind != "V"}
   write_safetensors(tmp_path / "file", arrays)
   found = safetensors.numpy.load_file(tmp_path / "file")
@@ -227,7 +227,7 @@ def test_the_safetensors_library_reads_what_is_written(tmp_path):
     assert found[name].tobytes() == array.tobytes()
 
 
-def test_what_the_safetensors_library_writes_is_read(tmp_path):
+def test_files_of_the_safetensors_library_are_read(tmp_path):
   arrays = {k: a for k, a in every_type().items() if a.dtype.kind != "V"}
   data = safetensors.numpy.save(arrays, {"format": "pt"})
   assert_same(tb.read(tmp_path, data), arrays, ordered=False)
@@ -245,7 +245,7 @@ def test_zip_storages_are_aligned(tmp_path):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_what_cannot_be_written(tmp_path, write):
+def test_unwritable_types_and_paths_are_refused(tmp_path, write):
   with pytest.raises(UsageError, match="'w' of type complex64: expected"):
     write(tmp_path / "file", {"w": np.zeros(2, np.complex64)})
   (tmp_path / "taken").write_text("a file")
@@ -267,9 +267,9 @@ def test_what_cannot_be_written(tmp_path, write):
     tb.mapping(checkpoint=tb.mapping(net=tb.mapping(w=W), loss=SCALAR)),
     tb.mapping(teacher=tb.mapping(w=W), acc=SCALAR, loss=SCALAR, x=SCALAR),
     tb.mapping(teacher=tb.mapping(w=W), optimizer=b"}K\x00" + W + b"s"),
-    # One dict under two names is one state dict.
+    # One dict with two names is one state dict.
     SAME_TWICE,
-    # Python 2 gives an OrderedDict its pairs, and text as bytes.
+    # Python 2 passes pairs to an OrderedDict, and pickles text as bytes.
     tb.call("collections.OrderedDict", b"](](U\x01w" + W + b"ee"),
   ],
 )
@@ -277,12 +277,12 @@ def test_wrappers_and_prefix_are_removed(tmp_path, body):
   assert_same(read_body(tmp_path, body), {"w": VALUES.reshape(2, 2)})
 
 
-def test_a_prefix_of_some_names_stays(tmp_path):
+def test_a_prefix_of_only_some_names_is_kept(tmp_path):
   body = tb.mapping(**{"module.w": W, "n_averaged": SCALAR})
   assert list(read_body(tmp_path, body)) == ["module.w", "n_averaged"]
 
 
-def test_several_state_dicts_need_a_choice(tmp_path):
+def test_one_of_several_state_dicts_must_be_selected(tmp_path):
   body = tb.mapping(
     model=tb.mapping(w=W), ema=tb.mapping(module=tb.mapping(v=W))
   )
@@ -298,17 +298,20 @@ def test_several_state_dicts_need_a_choice(tmp_path):
 @pytest.mark.parametrize(
   ("body", "message"),
   [
-    (tb.plain(5), r"no state dict \(but a int\)"),
+    (tb.plain(5), "no state dict, only an object of type int"),
     (tb.plain({}), "no state dict"),
-    (tb.mapping(epoch=tb.plain(3)), r"\(but a dict of 'epoch'\)"),
+    (tb.mapping(epoch=tb.plain(3)), "no state dict, only a dict of 'epoch'"),
     (tb.mapping(a=tb.mapping(loss=SCALAR)), "no state dict"),
-    (b"]" + W + b"a", r"\(but a list\)"),
-    (tb.mapping(w=W, v=W, epoch=tb.plain(3)), "'epoch', a int, among"),
+    (b"]" + W + b"a", "no state dict, only an object of type list"),
+    (
+      tb.mapping(w=W, v=W, epoch=tb.plain(3)),
+      "'epoch', an object of type int, among",
+    ),
     (b"}X\x03\x00\x00\x00\xed\xa0\x80" + W + b"s", "is damaged"),
-    (tb.mapping(w=W, v=W, d=tb.name("torch.int8")), "'d', a torch.int8, among"),
+    (tb.mapping(w=W, v=W, d=tb.name("torch.int8")), "'d', torch.int8, among"),
   ],
 )
-def test_no_state_dict(tmp_path, body, message):
+def test_files_without_a_state_dict_are_refused(tmp_path, body, message):
   with pytest.raises(UsageError, match=message):
     read_body(tmp_path, body)
 
@@ -329,7 +332,7 @@ def npz() -> bytes:
     (b"<!DOCTYPE html>\n<html>", "is a text file that starts with '<!DOCTYPE"),
     (b"version https://git-lfs.github.com/spec/v1\n", "download the file its"),
     (b"\x00\x01\x02", "starts with the bytes 00 01 02"),
-    (npz(), "is a zip archive with 0 pickles of PyTorch"),
+    (npz(), "is a zip archive with 0 PyTorch pickles"),
     (
       tb.zip_file(tb.plain({}), {"constants.pkl": b"", "code/a.py": b""}),
       "is a TorchScript archive",
@@ -339,7 +342,7 @@ def npz() -> bytes:
     (b"\xff\x00\x00\x00\x00\x00\x00\x00{}", "damaged .* a whole .safetensors"),
   ],
 )
-def test_other_contents(tmp_path, data, message):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path, data, message):
   with pytest.raises(UsageError, match=message) as caught:
     tb.read(tmp_path, data)
   # One sentence: the file, what was found, what was expected, what to do.
@@ -348,12 +351,12 @@ def test_other_contents(tmp_path, data, message):
   assert ": expected " in text and "; " in text and text.endswith(".")
 
 
-def test_other_paths(tmp_path):
+def test_paths_that_are_not_files_are_refused(tmp_path):
   with pytest.raises(UsageError, match="nowhere.pth does not exist: expected"):
     read_state_dict(tmp_path / "nowhere.pth")
   with pytest.raises(UsageError, match="is a folder: expected"):
     read_state_dict(tmp_path)
-  with pytest.raises(UsageError, match="is no regular file: expected"):
+  with pytest.raises(UsageError, match="is not a regular file: expected"):
     read_state_dict("/dev/null")
 
 
@@ -365,7 +368,7 @@ def test_safetensors_of_other_types_are_refused(tmp_path):
     tb.read(tmp_path, data)
 
 
-def test_an_entry_of_a_safetensors_file(tmp_path):
+def test_an_entry_of_a_safetensors_file_is_refused(tmp_path):
   write_safetensors(tmp_path / "file", {"w": VALUES})
   with pytest.raises(UsageError, match="holds one state dict"):
     read_state_dict(tmp_path / "file", entry="model")

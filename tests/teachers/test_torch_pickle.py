@@ -19,7 +19,7 @@ BLOCK = np.arange(4, dtype=np.float32)
 
 
 def in_every_container(body: bytes):
-  """`body` as a file's object, and in place of a legacy file's magic number."""
+  """Return files with `body` as the object, or as a legacy magic number."""
   return (
     tb.zip_file(body, {"data/0": BLOCK.tobytes()}),
     tb.legacy_file(body, {"0": BLOCK}),
@@ -31,7 +31,7 @@ def in_every_container(body: bytes):
 
 
 class Runs:
-  """Pickled by the standard pickler, it runs `function(argument)` on load."""
+  """An object that runs `function(argument)` when Python unpickles it."""
 
   def __init__(self, function, argument):
     self.call = (function, (argument,))
@@ -92,11 +92,11 @@ def test_code_is_refused_by_name(tmp_path, function, argument, name, protocol):
     *("pickle.loads", "_pickle.loads", "dfkt_jax.files.write_atomic"),
   ],
 )
-def test_every_other_name_is_refused(tmp_path, path):
+def test_names_that_are_not_needed_are_refused(tmp_path, path):
   module, _, attribute = path.rpartition(".")
   stack_global = tb.plain(module) + tb.plain(attribute) + b"\x93"
-  for look_up in (tb.name(path), stack_global):
-    body = look_up + tb.plain(("ls",)) + b"R"
+  for lookup in (tb.name(path), stack_global):
+    body = lookup + tb.plain(("ls",)) + b"R"
     for data in in_every_container(body):
       with pytest.raises(UsageError) as caught:
         tb.read(tmp_path, data)
@@ -124,7 +124,7 @@ WEIGHT = tb.tensor(tb.storage(4))
 @pytest.mark.parametrize(
   ("body", "message"),
   [
-    # Other opcodes that make objects.
+    # Other opcodes that construct objects.
     (b"(cos\nsystem\n" + tb.plain("ls") + b"o", "os.system"),
     (
       b"(" + ORDERED + b"o",
@@ -137,34 +137,46 @@ WEIGHT = tb.tensor(tb.storage(4))
     (b"\x83\x07\x00", "uses EXT2"),
     (b"Pevil\n", "uses PERSID"),
     (b"\x97", "uses NEXT_BUFFER"),
-    # Calls of what is no function.
-    (tb.plain("os.system") + b")R", "calls a 'os.system'"),
-    (WEIGHT + b")R", "calls a Tensor"),
+    # Calls of objects that are not functions.
+    (tb.plain("os.system") + b")R", "calls 'os.system'"),
+    (WEIGHT + b")R", "calls an object of type Tensor"),
     (tb.name("torch.FloatStorage") + b")R", "calls torch.FloatStorage"),
-    (ORDERED + b"]R", "calls a collections.OrderedDict"),
+    (ORDERED + b"]R", "calls collections.OrderedDict"),
     (tb.call("collections.OrderedDict", *[tb.plain(1)] * 2), "TypeError"),
-    (tb.call("collections.OrderedDict", tb.plain(1)), "makes a dict of a int"),
+    (
+      tb.call("collections.OrderedDict", tb.plain(1)),
+      "makes a dict from an object of type int",
+    ),
     # Attributes of our own objects.
-    (WEIGHT + tb.plain({"storage": 1}) + b"b", "sets attributes of a Tensor"),
-    (tb.storage(4) + b"}b", "sets attributes of a Storage"),
-    (tb.plain("x") + b"}b", "sets attributes of a 'x'"),
-    (tb.plain((1,)) + tb.plain(1) + b"a", "appends to a tuple"),
-    (tb.name("torch.int8") + b"K\x01K\x02s", "sets items of a torch.int8"),
-    (b"}" + WEIGHT + b"K\x01s", "has a Tensor as a key"),
-    (b"}]K\x01s", "has a list as a key"),
-    # References to something outside.
-    (tb.plain("storage") + b"Q", "no storage"),
-    (tb.plain(("module", 1, 2, 3, 4)) + b"Q", "no storage"),
-    (tb.plain(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q", "no storage"),
-    (tb.storage(4, kind="float32"), "no storage"),
-    (tb.storage(4) + tb.storage(4, kind="LongStorage"), "in two ways"),
-    (tb.storage(4) + tb.storage(3), "in two ways"),
-    (tb.storage(-1), "no reasonable number"),
-    (tb.storage(True), "no reasonable number"),
-    (tb.storage(2.0), "no reasonable number"),
-    # Tensors of other things.
-    (tb.tensor(tb.plain(1)), "makes a tensor of a int"),
-    (tb.call("torch._utils._rebuild_parameter", *[b"}"] * 3), "of a dict"),
+    (
+      WEIGHT + tb.plain({"storage": 1}) + b"b",
+      "sets attributes of an object of type Tensor",
+    ),
+    (tb.storage(4) + b"}b", "sets attributes of an object of type Storage"),
+    (tb.plain("x") + b"}b", "sets attributes of 'x'"),
+    (tb.plain((1,)) + tb.plain(1) + b"a", "appends to an object of type tuple"),
+    (tb.name("torch.int8") + b"K\x01K\x02s", "sets items of torch.int8"),
+    (b"}" + WEIGHT + b"K\x01s", "has an object of type Tensor as a key"),
+    (b"}]K\x01s", "has an object of type list as a key"),
+    # References to objects outside the pickle.
+    (tb.plain("storage") + b"Q", "not a storage"),
+    (tb.plain(("module", 1, 2, 3, 4)) + b"Q", "not a storage"),
+    (
+      tb.plain(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q",
+      "not a storage",
+    ),
+    (tb.storage(4, kind="float32"), "not a storage"),
+    (tb.storage(4) + tb.storage(4, kind="LongStorage"), "two different descr"),
+    (tb.storage(4) + tb.storage(3), "two different descriptions of storage"),
+    (tb.storage(-1), "out of range"),
+    (tb.storage(True), "out of range"),
+    (tb.storage(2.0), "out of range"),
+    # Tensors made from other objects.
+    (tb.tensor(tb.plain(1)), "makes a tensor from an object of type int"),
+    (
+      tb.call("torch._utils._rebuild_parameter", *[b"}"] * 3),
+      "from an object of type dict",
+    ),
     (tb.call("torch._utils._rebuild_tensor_v2", b"N"), "TypeError"),
     # Stack and memo.
     (b"h\x05", "KeyError"),
@@ -174,7 +186,7 @@ WEIGHT = tb.tensor(tb.storage(4))
     (b"", "IndexError"),
   ],
 )
-def test_nothing_but_the_needed_opcodes(tmp_path, body, message):
+def test_opcodes_that_are_not_needed_are_refused(tmp_path, body, message):
   for data in in_every_container(body)[:2]:
     with pytest.raises(UsageError, match=message):
       tb.read(tmp_path, data)
@@ -204,17 +216,17 @@ def test_registered_extensions_are_not_reached(tmp_path):
     (0, (2, 2), (3, 1), "reaches element 4"),
     (0, (2,), (2**40,), "reaches element"),
     (0, (2**40,), (1,), "reaches element"),
-    (-1, (2,), (1,), "no reasonable number"),
-    (0, (-2,), (1,), "no reasonable number"),
-    (3, (2,), (-1,), "no reasonable number"),
-    (0, (2**63,), (0,), "no reasonable number"),
-    (0, (2**64 + 2,), (1,), "no reasonable number"),
-    (0, (2.0,), (1,), "no reasonable number"),
-    (0, (True,), (1,), "no reasonable number"),
-    (0, [2], [1], "shape is no tuple"),
+    (-1, (2,), (1,), "out of range"),
+    (0, (-2,), (1,), "out of range"),
+    (3, (2,), (-1,), "out of range"),
+    (0, (2**63,), (0,), "out of range"),
+    (0, (2**64 + 2,), (1,), "out of range"),
+    (0, (2.0,), (1,), "out of range"),
+    (0, (True,), (1,), "out of range"),
+    (0, [2], [1], "shape is not a tuple"),
     (0, (2,), (), "1 dimensions and 0 strides"),
     (0, (1,) * 33, (1,) * 33, "33 dimensions"),
-    # A small file for terabytes, honest about its storage.
+    # Terabytes in a small file whose storage size is right.
     (0, (2**40,), (0,), "bytes for tensors of 4398046511104 bytes"),
     (0, (2**20, 2**20), (0, 0), "bytes for tensors of"),
     (0, (0, 2**47, 2**47), (1, 1, 1), "is damaged"),
@@ -224,8 +236,8 @@ def test_tensors_stay_inside_their_storage(
   tmp_path, offset, shape, strides, message
 ):
   for legacy in (False, True):
-    where = tb.storage(4, legacy=legacy)
-    body = tb.mapping(w=tb.tensor(where, offset, shape, strides))
+    storage = tb.storage(4, legacy=legacy)
+    body = tb.mapping(w=tb.tensor(storage, offset, shape, strides))
     if legacy:
       data = tb.legacy_file(body, {"0": BLOCK})
     else:
@@ -245,7 +257,7 @@ def test_tensors_stay_inside_their_storage(
     (2, (), ()),
   ],
 )
-def test_odd_strides_inside_the_storage_are_read(
+def test_unusual_strides_inside_the_storage_are_read(
   tmp_path, offset, shape, strides
 ):
   body = tb.mapping(
@@ -255,16 +267,16 @@ def test_odd_strides_inside_the_storage_are_read(
   found = tb.read(tmp_path, tb.zip_file(body, {"data/0": BLOCK.tobytes()}))["w"]
   expected = np.zeros(shape, np.float32)
   for index in np.ndindex(*shape):
-    where = offset + sum(i * s for i, s in zip(index, strides))
-    expected[index] = BLOCK[where]
+    element = offset + sum(i * s for i, s in zip(index, strides))
+    expected[index] = BLOCK[element]
   np.testing.assert_array_equal(found, expected)
 
 
-def test_a_view_of_a_legacy_storage(tmp_path):
+def test_a_view_must_stay_inside_its_legacy_storage(tmp_path):
   def body(start, length):
     view = tb.plain(("view", start, length))
-    where = tb.storage(4, legacy=True)
-    return tb.mapping(w=tb.tensor(where.replace(b"NtQ", view + b"tQ")))
+    storage = tb.storage(4, legacy=True)
+    return tb.mapping(w=tb.tensor(storage.replace(b"NtQ", view + b"tQ")))
 
   found = tb.read(tmp_path, tb.legacy_file(body(1, 3), {"0": BLOCK}))["w"]
   np.testing.assert_array_equal(found, [1, 2])
@@ -278,18 +290,18 @@ def test_a_view_of_a_legacy_storage(tmp_path):
 
 
 def doublings(count: int) -> bytes:
-  """A tuple of 2**count leaves that takes a few bytes a level."""
+  """Return a tuple of 2**count leaves with a few bytes per level."""
   return b"K\x00" + b"q\x00h\x00\x86" * count
 
 
 def same_pairs(count: int) -> bytes:
-  """A list of 2000 pairs, and that many dicts made of it."""
+  """Return a list of 2000 pairs and `count` dicts made from it."""
   pairs = b"".join(tb.plain([i, 0]) for i in range(2000))
   return b"]q\x00(" + pairs + b"e" + ORDERED + b"q\x01" + PAIRS_TO_DICT * count
 
 
 def long_names(count: int) -> bytes:
-  """That many state dicts, all of one name of 100 kB."""
+  """Return `count` state dicts that share a key of 100 kB."""
   name = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"q\x00"
   inner = b"}h\x00}" + tb.plain("w") + b"h\x01ss"
   outer = b"".join(tb.plain(str(i)) + inner for i in range(count))
@@ -302,8 +314,8 @@ PAIRS_TO_DICT = b"h\x01h\x00\x85R"
 @pytest.mark.parametrize(
   "body",
   [
-    b"K\x00r\xff\xff\xff\xff",  # a memo of four billion places
-    b"\x8e" + struct.pack("<Q", 2**62),  # bytes of four exabytes
+    b"K\x00r\xff\xff\xff\xff",  # a memo index of four billion
+    b"\x8e" + struct.pack("<Q", 2**62),  # four exabytes of bytes
     b"\x96" + struct.pack("<Q", 2**62),
     b"\x8d" + struct.pack("<Q", 2**40) + b"x",
     b"\x8b" + struct.pack("<i", 2**31 - 1) + b"x",
@@ -315,14 +327,14 @@ PAIRS_TO_DICT = b"h\x01h\x00\x85R"
     b"]" * 30_000,
     b"}" * 30_000 + b"K\x00s" * 1000,
     b"(" * 30_000,
-    # Dicts in dicts, and one that holds itself.
+    # Nested dicts, and a dict that contains itself.
     (b"}" + tb.plain("a")) * 10_000 + b"}" + b"s" * 10_000,
     b"}q\x00" + tb.plain("a") + b"h\x00s",
     same_pairs(20_000),
     long_names(2000),
   ],
 )
-def test_small_files_stay_small_in_memory(tmp_path, body):
+def test_small_files_use_little_memory(tmp_path, body):
   data = tb.zip_file(body, {"data/0": BLOCK.tobytes()})
   tracemalloc.start()
   try:

@@ -1,4 +1,4 @@
-"""PyTorch files spelt out byte by byte, honest ones and others."""
+"""PyTorch files assembled byte by byte, both valid and invalid ones."""
 
 import io
 from pathlib import Path
@@ -16,25 +16,25 @@ STORAGES = {"float32": "FloatStorage", "int64": "LongStorage"}
 
 
 def read(folder: Path, data: bytes, **options) -> dict[str, np.ndarray]:
-  """What a file of these bytes holds."""
+  """Return the state dict of a file with these bytes."""
   path = folder / "file.pth"
   path.write_bytes(data)
   return read_state_dict(path, **options)
 
 
 def plain(value) -> bytes:
-  """The opcodes of a value of Python's own types, without a header."""
+  """Return the opcodes of a value of Python's own types, without a header."""
   return pickletools.optimize(pickle.dumps(value, 2))[2:-1]
 
 
 def name(path: str) -> bytes:
-  """The opcode that looks up a global."""
+  """Return the opcode that looks up a global."""
   module, _, attribute = path.rpartition(".")
   return f"c{module}\n{attribute}\n".encode()
 
 
 def call(path: str, *arguments: bytes) -> bytes:
-  """The opcodes that call a global."""
+  """Return the opcodes that call a global."""
   return name(path) + b"(" + b"".join(arguments) + b"tR"
 
 
@@ -44,7 +44,7 @@ def mapping(**items: bytes) -> bytes:
 
 
 def storage(size, key="0", kind="FloatStorage", legacy=False) -> bytes:
-  """The opcodes of a reference to a storage."""
+  """Return the opcodes of a reference to a storage."""
   view = (plain(None),) if legacy else ()
   parts = (
     *(plain("storage"), name(f"torch.{kind}"), plain(key), plain("cuda:0")),
@@ -53,19 +53,20 @@ def storage(size, key="0", kind="FloatStorage", legacy=False) -> bytes:
   return b"(" + b"".join(parts) + b"tQ"
 
 
-def tensor(where: bytes, offset=0, shape=(2,), strides=(1,)) -> bytes:
+def tensor(storage: bytes, offset=0, shape=(2,), strides=(1,)) -> bytes:
+  """Return the opcodes that rebuild a tensor."""
   arguments = (plain(value) for value in (offset, shape, strides, False))
   hooks = call("collections.OrderedDict")
-  return call("torch._utils._rebuild_tensor_v2", where, *arguments, hooks)
+  return call("torch._utils._rebuild_tensor_v2", storage, *arguments, hooks)
 
 
 def whole(body: bytes) -> bytes:
-  """A pickle of protocol 2."""
+  """Return a pickle of protocol 2."""
   return b"\x80\x02" + body + b"."
 
 
 def zip_file(body: bytes, members: dict[str, bytes], **options) -> bytes:
-  """A file in today's format: `body` is the pickle, without its frame."""
+  """Return a file in today's format; `body` is the pickle without its frame."""
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, "w", **options) as archive:
     for member, data in {"data.pkl": whole(body), **members}.items():
@@ -74,7 +75,7 @@ def zip_file(body: bytes, members: dict[str, bytes], **options) -> bytes:
 
 
 def legacy_file(body: bytes, storages: dict[str, np.ndarray]) -> bytes:
-  """A file of PyTorch before 1.6."""
+  """Return a file of PyTorch before 1.6."""
   system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
   parts = [pickle.dumps(value, 2) for value in (MAGIC, 1001, system)]
   parts += [whole(body), pickle.dumps(list(storages), 2)]
@@ -84,11 +85,12 @@ def legacy_file(body: bytes, storages: dict[str, np.ndarray]) -> bytes:
 
 
 def legacy_state_dict(arrays: dict[str, np.ndarray]) -> bytes:
-  """A legacy file of contiguous f32 and i64 arrays, in a wrapper."""
+  """Return a legacy file of contiguous f32 and i64 arrays, in a wrapper."""
   items = {}
   for key, array in arrays.items():
-    where = storage(array.size, key, STORAGES[array.dtype.name], legacy=True)
+    kind = STORAGES[array.dtype.name]
+    reference = storage(array.size, key, kind, legacy=True)
     strides = tuple(stride // array.itemsize for stride in array.strides)
-    items[key] = tensor(where, 0, array.shape, strides)
+    items[key] = tensor(reference, 0, array.shape, strides)
   body = mapping(state_dict=mapping(**items), best_prec1=plain(91.5))
   return legacy_file(body, arrays)

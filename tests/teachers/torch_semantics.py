@@ -1,8 +1,8 @@
-"""PyTorch networks over their raw state dicts: NCHW, OIHW, eps 1e-5.
+"""PyTorch networks computed from their raw state dicts: NCHW, OIHW, eps 1e-5.
 
-Written from what the originals compute and sharing nothing with the package, so
-an error in a key map or in a linen module shows as a difference. Inputs are
-normalised f32[batch, channels, height, width].
+They repeat the computation of the originals and share nothing with the package,
+so an error in a key map or in a linen module shows as a difference. Inputs are
+normalized f32[batch, channels, height, width].
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def akamaster(state, x):
-  """resnet20 and its kin; the depth is read from the keys."""
+  """Apply resnet20 or a deeper one; the depth is read from the keys."""
   blocks = sum(1 for key in state if key.endswith(".conv1.weight")) // 3
   x = jax.nn.relu(_bn(state, "bn1", _conv(state, "conv1", x)))
   for stage in (1, 2, 3):

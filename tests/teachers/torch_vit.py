@@ -1,6 +1,6 @@
-"""Vision transformers in PyTorch that name their modules as the published ones.
+"""PyTorch vision transformers with the module names of published networks.
 
-torchvision's, of its code and of its older file, and timm's.
+The names are those of torchvision's code, of its older file, and of timm.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
   def __init__(self, width, names):
     super().__init__()
     self.names = names
@@ -28,7 +28,7 @@ class TorchvisionEncoderBlock(nn.Module):
     self.ln_1 = nn.LayerNorm(width, eps=1e-6)
     self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
     self.ln_2 = nn.LayerNorm(width, eps=1e-6)
-    self.mlp = Perceptron(width, self.names)
+    self.mlp = MLP(width, self.names)
 
   def forward(self, x):
     y = self.ln_1(x)
@@ -61,13 +61,13 @@ class TorchvisionV1Encoder(TorchvisionEncoder):
 
 
 class TorchvisionViT(nn.Module):
-  encoder_of = TorchvisionEncoder
+  encoder_class = TorchvisionEncoder
 
   def __init__(self, width, depth, heads, positions, classes=1000):
     super().__init__()
     self.conv_proj = nn.Conv2d(3, width, 16, 16)
     self.class_token = nn.Parameter(torch.randn(1, 1, width))
-    self.encoder = self.encoder_of(width, depth, heads, positions)
+    self.encoder = self.encoder_class(width, depth, heads, positions)
     self.heads = nn.Sequential()
     self.heads.add_module("head", nn.Linear(width, classes))
 
@@ -78,7 +78,7 @@ class TorchvisionViT(nn.Module):
 
 
 class TorchvisionV1ViT(TorchvisionViT):
-  encoder_of = TorchvisionV1Encoder
+  encoder_class = TorchvisionV1Encoder
 
 
 class TimmAttention(nn.Module):
@@ -104,7 +104,7 @@ class TimmBlock(nn.Module):
     self.norm1 = nn.LayerNorm(width, eps=1e-6)
     self.attn = TimmAttention(width, heads)
     self.norm2 = nn.LayerNorm(width, eps=1e-6)
-    self.mlp = Perceptron(width, ("fc1", "fc2"))
+    self.mlp = MLP(width, ("fc1", "fc2"))
 
   def forward(self, x):
     x = x + self.attn(self.norm1(x))
