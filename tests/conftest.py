@@ -4,12 +4,16 @@ import os
 
 # Nine tenths of the suite's time is the compilation of programs that run for
 # milliseconds: XLA compiles without its optimisations, five times as fast.
-# Processes that tests start inherit it.
+# XLA aborts the process when one of eight fake devices is 40 s late for a
+# collective, which two busy cores can bring about: it gets ten minutes.
+# Processes that tests start inherit all of it.
 os.environ.setdefault(
   "XLA_FLAGS",
   "--xla_backend_optimization_level=0"
   " --xla_llvm_disable_expensive_passes=true"
-  " --xla_cpu_use_fusion_emitters=false",
+  " --xla_cpu_use_fusion_emitters=false"
+  " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+  " --xla_cpu_collective_timeout_seconds=600",
 )
 
 # Nor does it leave anything in the user's home.

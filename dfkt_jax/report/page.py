@@ -239,8 +239,8 @@ def _details(run: Run, images: int) -> str:
 
 
 def _results(run: Run) -> str:
-  apart = (*figures.SHOWN, "table", "notes")
-  shown = {k: v for k, v in (run.result or {}).items() if k not in apart}
+  elsewhere = (*figures.SHOWN, "table", "notes")
+  shown = {k: v for k, v in (run.result or {}).items() if k not in elsewhere}
   pairs = [(label(k), show(k, v)) for k, v in flatten(shown).items()]
   return page.facts(pairs)
 

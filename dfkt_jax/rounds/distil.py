@@ -258,10 +258,10 @@ def make_round(
       ]
     )
   if has_batches(source):
-    study = loops.repeat(learn_batch, recipe.student_steps)
+    learn_loop = loops.repeat(learn_batch, recipe.student_steps)
   else:
     student_loop = learn_stored if recipe.memory_size else learn_fresh
-    study = loops.repeat(student_loop, recipe.student_steps)
+    learn_loop = loops.repeat(student_loop, recipe.student_steps)
   harvest = loops.jit_piece(harvest, donate=0)
   restart = loops.jit_piece(restart)
 
@@ -281,7 +281,7 @@ def make_round(
       inputs = (memory if recipe.memory_size else synthesis,)
       if has_batches(source):
         inputs = (synthesis, batches, first)
-      learner_state, infos["distillation"] = study(
+      learner_state, infos["distillation"] = learn_loop(
         learner_state, first, key, teacher, assets, *inputs
       )
     return State(synthesis, learner_state, memory), infos

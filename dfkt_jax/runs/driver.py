@@ -156,7 +156,7 @@ def drive(
         progress.update(
           done * per_round,
           _headline(infos, metrics),
-          images_per_second=clock.pace * loop.images_per_round,
+          images_per_second=clock.rounds_per_second * loop.images_per_round,
         )
         if observing:
           history.append({"step": done * per_round, **metrics})
@@ -177,7 +177,7 @@ def drive(
   if not alone:
     # What comes next may read what the first process has written.
     barrier("the log is written")
-  throughput = Throughput(clock.wall, clock.pace)
+  throughput = Throughput(clock.wall, clock.rounds_per_second)
   return Outcome(state, throughput, history)
 
 
@@ -224,7 +224,7 @@ class _Clock:
     return time.monotonic() - self._start
 
   @property
-  def pace(self) -> float:
+  def rounds_per_second(self) -> float:
     """Rounds a second; 0 before the second round."""
     if not self._count or self._first is None:
       return 0.0

@@ -64,7 +64,7 @@ class Progress:
     """Report that `step` steps are done, with the losses of the last one."""
     now = self._clock()
     self._last = (step, losses or {}, images_per_second)
-    # The first step compiles: the pace is counted from its end.
+    # The first step compiles: the speed is counted from its end.
     self._first = self._first or (step, now)
     if now - self._shown_at >= self._interval:
       self._show(now)
@@ -89,17 +89,17 @@ class Progress:
       return
     step, losses, rate = self._last
     self._shown_step, self._shown_at = step, now
-    pace = "" if rate is None else f"{rate:,.0f} images/s"
+    speed = "" if rate is None else f"{rate:,.0f} images/s"
     left = f"ETA {self._left(step, now)}"
     shown = "  ".join(f"{k} {float(v):.4g}" for k, v in losses.items())
     if self._bar:
       self._bar.update(
-        self._task, completed=step, rate=pace, left=left, losses=shown
+        self._task, completed=step, rate=speed, left=left, losses=shown
       )
       return
     share = step / self._total if self._total else 1.0
     parts = (self._title, f"{step}/{self._total}", f"{share:.0%}")
-    self.say("  ".join(p for p in (*parts, pace, left, shown) if p))
+    self.say("  ".join(p for p in (*parts, speed, left, shown) if p))
 
   def _left(self, step: int, now: float) -> str:
     first, since = self._first or (step, now)
