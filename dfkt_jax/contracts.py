@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfkt_jax.devices.sharding import shard
+from dfkt_jax.errors import UsageError
 from dfkt_jax.network import InputSpec, Network
 
 State = Any
@@ -297,10 +298,22 @@ class HasLearner(Protocol):
 
 
 def step_functions(method: Synthesizer, steps: int) -> list[tuple[Step, int]]:
-  """The programs that make one batch in `steps` steps, with their counts."""
-  if isinstance(method, Staged):
-    return list(method.stages(steps))
-  return [(method.step, steps)]
+  """The programs that make one batch in `steps` steps, with their counts.
+
+  Raises:
+    UsageError: the counts of the method's stages are not `steps` together.
+  """
+  if not isinstance(method, Staged):
+    return [(method.step, steps)]
+  stages = list(method.stages(steps))
+  pairs = all(isinstance(stage, tuple) for stage in stages)
+  if not pairs or sum(count for _, count in stages) != steps:
+    found = [count for _, count in stages] if pairs else "no pairs"
+    raise UsageError(
+      f"{type(method).__name__}: stages({steps}) returned {found}: return"
+      f" (step function, count) pairs whose counts are {steps} together"
+    )
+  return stages
 
 
 # Bounds of a setting, written at its field: `share: Annotated[float, Share]`.

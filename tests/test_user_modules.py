@@ -179,7 +179,7 @@ def test_a_class_is_frozen_and_needs_no_arguments(refused):
 )
 def test_a_missing_function_is_named(refused, kind, function):
   error = refused(CODE[kind].replace(f"def {function}", "def _other"), kind)
-  assert f"has no {function}: a" in error
+  assert f"has no {function}: the contract" in error
 
 
 def test_a_selector_makes_no_images_for_synthesize(load, refused):

@@ -48,10 +48,18 @@ def exit_on_error(debug: bool = False) -> Iterator[None]:
       )
     else:
       _complain(
-        f"stopped by an unexpected {type(error).__name__}: {error}; this is a"
-        " fault of dfkt or of a method of your own: --debug shows where"
+        f"stopped by an unexpected {type(error).__name__}"
+        f"{_place_of(error)}: {error}; this is a fault of dfkt or of a method"
+        " of your own: --debug shows more"
       )
     _leave(1)
+
+
+def _place_of(error: Exception) -> str:
+  """Return the innermost line that is not an installed package's, in words."""
+  frames = traceback.extract_tb(error.__traceback__)
+  own = [f for f in frames if "site-packages" not in f.filename]
+  return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def _complain(text: str) -> None:

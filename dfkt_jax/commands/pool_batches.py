@@ -80,7 +80,27 @@ def _select(config, options, pool: ImagePool, scores: Scores) -> Selection:
       " that number"
     )
   rng = np.random.default_rng(config.seed)
-  return config.source.select(rng, scores, count)
+  chosen = config.source.select(rng, scores, count)
+  _check(config.source, chosen, len(pool), count)
+  return chosen
+
+
+def _check(source, chosen, images: int, count: int) -> None:
+  """Refuse what a user's `select` must not return."""
+  found = ""
+  if not isinstance(chosen, Selection):
+    found = f"a {type(chosen).__name__}"
+  elif len(chosen.index) != count or len(chosen.score) != count:
+    found = f"{len(chosen.index)} images and {len(chosen.score)} scores"
+  elif len(np.unique(chosen.index)) < count:
+    found = "an image more than once"
+  elif not 0 <= chosen.index.min() <= chosen.index.max() < images:
+    found = f"images from {chosen.index.min()} to {chosen.index.max()}"
+  if found:
+    raise UsageError(
+      f"{type(source).__name__}: select returned {found}: return a Selection"
+      f" of {count} different images, numbered from 0 to {images - 1}"
+    )
 
 
 def feed(config: Any, options: RunOptions, loaded: Loaded) -> Feed:

@@ -24,6 +24,7 @@ from dfkt_jax.evaluation.evaluator import make_predict
 from dfkt_jax.evaluation.scores import share
 from dfkt_jax.network import Network
 from dfkt_jax.rounds import distil
+from dfkt_jax.rounds.returned import check_sample, check_step
 from dfkt_jax.runs.driver import RunOptions, Throughput
 from dfkt_jax.runs.result import cost
 
@@ -120,7 +121,7 @@ def make_advance(
   def take(step_of, state, index, key, teacher, student, assets):
     key = distil.stream_key(key, distil.SYNTHESIS, index)
     context = plan.context(teacher, student, assets, index)
-    return step_of(key, state, context)
+    return check_step(plan.method, state, step_of(key, state, context))
 
   rounds = []
   for step_of, length in plan.stages:
@@ -156,8 +157,11 @@ def make_check(
   """
   predict = make_predict()
   sample = jax.jit(
-    lambda key, state, number: plan.method.sample(
-      distil.stream_key(key, distil.HARVEST, number), state, plan.size
+    lambda key, state, number: check_sample(
+      plan.method,
+      plan.method.sample(
+        distil.stream_key(key, distil.HARVEST, number), state, plan.size
+      ),
     )
   )
 

@@ -16,6 +16,7 @@ from dfkt_jax.contracts import (
 from dfkt_jax.devices.sharding import shard
 from dfkt_jax.evaluation import diagnostics
 from dfkt_jax.network import Network, placement
+from dfkt_jax.rounds.returned import check_state, check_step
 from dfkt_jax.rounds.target_predictions import PredictAll
 
 # Streams of random keys; within one, a key is folded with the step it serves.
@@ -74,7 +75,8 @@ def compile_programs(method: Adapter, recipe: Recipe) -> Programs:
       progress=index / recipe.steps,
       step=index,
     )
-    return method.relabel(key, state, context)  # type: ignore
+    new = method.relabel(key, state, context)  # type: ignore
+    return check_state(method, "relabel", state, new)
 
   def step(state, key, source, assets, images, rows, index):
     images = shard(images.astype("float32") / 255)
@@ -86,7 +88,7 @@ def compile_programs(method: Adapter, recipe: Recipe) -> Programs:
       progress=index / recipe.steps,
       step=index,
     )
-    return method.step(key, state, context)
+    return check_step(method, state, method.step(key, state, context))
 
   return Programs(
     jax.jit(relabel),

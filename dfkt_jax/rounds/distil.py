@@ -39,6 +39,7 @@ from dfkt_jax.distillation.recipe import Recipe
 from dfkt_jax.memory import replay_buffer
 from dfkt_jax.memory.replay_buffer import ReplayBuffer
 from dfkt_jax.network import Network
+from dfkt_jax.rounds.returned import check_sample, check_state, check_step
 
 # Streams of random keys; within one, a key is folded with the step it serves.
 INIT, SYNTHESIS, HARVEST, RESTART, DRAW, STUDENT, PREVIEW = range(7)
@@ -127,7 +128,9 @@ def init(
     synthesis = source.init(stream_key(key, INIT, 0), context)
   if recipe.memory_size:
     sample = jax.eval_shape(
-      lambda key, state: source.sample(key, state, 1), key, synthesis
+      lambda key, state: check_sample(source, source.sample(key, state, 1)),
+      key,
+      synthesis,
     )
     soft = 0 if sample.soft_labels is None else sample.soft_labels.shape[1]
     made = images_per_step(source, recipe)
@@ -192,7 +195,8 @@ def make_round(
       progress=step / synthesis_total,
       step=step,
     )
-    return step_of(stream_key(key, SYNTHESIS, step), state, context)
+    returned = step_of(stream_key(key, SYNTHESIS, step), state, context)
+    return check_step(source, state, returned)
 
   def student_step(state, step, key, teacher, assets, batch):
     context = make_context(
@@ -203,11 +207,12 @@ def make_round(
       progress=step / recipe.steps,
       step=step,
     )
-    return learner.step(key, state, context)
+    return check_step(learner, state, learner.step(key, state, context))
 
   def learn_fresh(state, step, key, teacher, assets, synthesis):
     draw_key = stream_key(key, DRAW, step)
     batch = source.sample(draw_key, synthesis, recipe.batch_size)
+    check_sample(source, batch)
     key = stream_key(key, STUDENT, step)
     return student_step(state, step, key, teacher, assets, batch)
 
@@ -223,6 +228,7 @@ def make_round(
     if isinstance(source, Synthesizer):
       draw_key, key = jax.random.split(key)
       fresh = source.sample(draw_key, synthesis, len(batch.images))
+      check_sample(source, fresh)
       both = [fresh.images, batch.images]
       batch = unlabelled(jnp.concatenate(both))
     new, info = student_step(state, step, key, teacher, assets, batch)
@@ -234,7 +240,7 @@ def make_round(
   def harvest(memory, synthesis, index, key):
     count = images_per_step(source, recipe)
     batch = source.sample(stream_key(key, HARVEST, index), synthesis, count)
-    return replay_buffer.push(memory, batch)
+    return replay_buffer.push(memory, check_sample(source, batch))
 
   def restart(synthesis, index, key, teacher, assets, learner_state):
     key = stream_key(key, RESTART, index)
@@ -247,7 +253,8 @@ def make_round(
       step=step,
     )
     if isinstance(source, Restarts):
-      return source.restart(key, synthesis, context)
+      new = source.restart(key, synthesis, context)
+      return check_state(source, "restart", synthesis, new)
     return source.init(key, context)
 
   if synthesizes:

@@ -55,8 +55,8 @@ def check(method: type, kind: Kind, about: str) -> None:
     names = _hooks(required[:1])
     missing = [name for name in names if name not in own]
     raise UsageError(
-      f"{about} has no {' and no '.join(missing)}: a {required[0].__name__} has"
-      f" {', '.join(names)} (dfkt_jax/contracts.py)"
+      f"{about} has no {' and no '.join(missing)}: the contract"
+      f" {required[0].__name__} has {', '.join(names)} (dfkt_jax/contracts.py)"
     )
   _check_foreign(own, kind, met, about)
   for contract, more in met.items():

@@ -640,7 +640,9 @@ def test_a_fault_of_ours_is_one_sentence_too(monkeypatch, capsys):
     raise RuntimeError("boom")
 
   monkeypatch.setitem(dispatch._COMMANDS, "list", broken)
-  assert "unexpected RuntimeError: boom" in refused(capsys, 1, "list", "archs")
+  error = refused(capsys, 1, "list", "archs")
+  assert f"unexpected RuntimeError at {__file__}:" in error
+  assert ": boom; this is a fault of dfkt or of a method of your own" in error
   with pytest.raises(RuntimeError):
     run("list", "archs", "--debug")
 

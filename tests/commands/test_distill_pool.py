@@ -12,6 +12,7 @@ import pytest
 from dfkt_jax import data, teachers
 from dfkt_jax import network as net
 from dfkt_jax.cli import dispatch
+from dfkt_jax.contracts import Selection
 from dfkt_jax.data.pool import open_pool
 from dfkt_jax.devices.mesh import make_mesh
 from dfkt_jax.evaluation import pool_scores
@@ -190,3 +191,27 @@ def test_what_cannot_be_is_refused(inputs, tmp_path, capsys, flags, parts):
   for part in parts:
     assert part in error
   assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+  ("index", "words"),
+  [
+    (np.arange(30) // 2, "an image more than once"),
+    (np.arange(30) + 80, "images from 80 to 109"),
+    (np.arange(29), "29 images and 29 scores"),
+    (None, "a NoneType"),
+  ],
+)
+def test_a_selector_of_a_users_own_returns_something_else(
+  inputs, tmp_path, monkeypatch, capsys, index, words
+):
+  chosen = None
+  if index is not None:
+    chosen = Selection(index, np.ones(len(index), np.float32))
+  monkeypatch.setattr(DFND, "select", lambda *_: chosen)
+  with pytest.raises(SystemExit) as caught:
+    distill(inputs, "dfnd", tmp_path / "w")
+  assert caught.value.code == 2
+  error = " ".join(capsys.readouterr().err.split())
+  assert f"DFND: select returned {words}: return a Selection of 30" in error
+  assert not (tmp_path / "w" / "selection.csv").exists()
