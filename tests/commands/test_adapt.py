@@ -90,7 +90,9 @@ def test_a_finished_run_is_not_run_again(inputs, tmp_path):
     (["--target", "folder:."], "target", ["folder:. holds no image"]),
   ],
 )
-def test_refusals(inputs, tmp_path, capsys, flags, target, parts):
+def test_refusals(inputs, tmp_path, monkeypatch, capsys, flags, target, parts):
+  # Not the user's folder, in which the quickstart may have left pictures.
+  monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as stop:
     adapt(inputs, "shot", tmp_path / "w", *flags, target=target)
   assert stop.value.code == UsageError.exit_code
