@@ -40,8 +40,6 @@ def make(
     DfktError: the file of a resumed run cannot be read.
   """
   preparing = [method for method in methods if isinstance(method, Prepares)]
-  if not preparing and not given:
-    return None
   path = workdir / FILE_NAME
   if jax.process_index() == 0 and not path.exists():
     assets = dict(given or {})
@@ -56,11 +54,13 @@ def make(
           " there is one of that name: give it another name"
         )
       assets |= made
-    buffer = io.BytesIO()
-    np.savez(buffer, **jax.device_get(assets))
-    files.write_atomic(path, buffer.getvalue())
+    if assets:
+      buffer = io.BytesIO()
+      np.savez(buffer, **jax.device_get(assets))
+      files.write_atomic(path, buffer.getvalue())
+  # Only the first process may know whether there are any.
   barrier("the assets are written")
-  return _read(path)
+  return _read(path) if path.exists() else None
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
