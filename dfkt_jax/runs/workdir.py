@@ -88,7 +88,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     check(workdir, config)
     new = not path.exists()
     if new or not has_progress(workdir):
-      files.write_json(path, config)
+      _begin(workdir, config)
     barrier("the workdir is claimed")
     try:
       yield
@@ -96,6 +96,12 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
       if new and not has_progress(workdir):
         _remove(workdir, folder_is_new)
       raise
+
+
+def _begin(workdir: Path, config: Mapping[str, Any]) -> None:
+  """Write the settings, and drop what methods prepared for other ones."""
+  (workdir / "assets.npz").unlink(missing_ok=True)
+  files.write_json(workdir / "config.json", config)
 
 
 def _remove(workdir: Path, with_folder: bool) -> None:
@@ -133,7 +139,7 @@ def share(
     file = stack.enter_context(_open(workdir / ".lock"))
     # With nobody else here, settings that saved nothing are replaced.
     if _flock(file, fcntl.LOCK_EX) and not has_progress(workdir):
-      files.write_json(path, config)
+      _begin(workdir, config)
     deadline = time.monotonic() + LOCK_SECONDS
     while not _flock(file, fcntl.LOCK_SH):
       # Another process may hold it alone while it writes the settings.

@@ -236,3 +236,14 @@ def test_what_a_shared_run_saved_is_kept(tmp_path, saved):
     workdir.share(place, {"lr": 0.2}, 0),
   ):
     pass
+
+
+def test_settings_that_saved_nothing_leave_no_assets_to_others(tmp_path):
+  place = tmp_path / "w"
+  for seed in range(2):
+    with workdir.claim(place, {"seed": seed}):
+      assert not (place / "assets.npz").exists()
+      (place / "assets.npz").write_bytes(b"prepared")
+  (place / "checkpoints" / "1").mkdir(parents=True)
+  with workdir.claim(place, {"seed": 1}):
+    assert (place / "assets.npz").exists()
