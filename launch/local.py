@@ -32,6 +32,7 @@ import threading
 import time
 
 FINE = (None, 0, 75)  # running, done, preempted
+USAGE = 2  # the exit code of input that is refused
 GRACE_SECONDS = 60  # that the others have to end once one has failed
 
 
@@ -177,6 +178,8 @@ def _wait(children, grace):
     if deadline is not None and time.monotonic() > deadline:
       _send(children, signal.SIGKILL)
     time.sleep(0.1)
+  if USAGE in codes:
+    return USAGE  # a refusal is the cause; to lose a process is the effect
   return failed if failed >= 0 else 128 - failed  # as a shell reports it
 
 
